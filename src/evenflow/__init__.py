@@ -1,0 +1,1 @@
+"""evenflow: serves large language models the way an operating system runs processes."""

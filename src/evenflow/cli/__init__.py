@@ -1,0 +1,1 @@
+"""The `evenflow` command, one module per verb."""

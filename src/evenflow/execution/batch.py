@@ -1,0 +1,40 @@
+"""A ragged batch as a forward pass sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True, frozen=True)
+class ForwardBatch:
+    """The tokens of one step, request after request, and where their KV lies.
+
+    Attributes:
+        token_ids: (num_tokens,), int64.
+        positions: (num_tokens,), int64, position of each token in its request.
+        slot_mapping: (num_tokens,), int64, `block_id * block_size + offset` for each token's KV.
+        query_starts: (num_requests + 1,), int32, request i owns tokens
+            `query_starts[i]:query_starts[i + 1]`.
+        context_lens: (num_requests,), int32, tokens of request i with KV once this step is done.
+            Its last query token sits at position `context_lens[i] - 1`.
+        block_tables: (num_requests, max_num_blocks), int32, block ids; rows are padded with 0.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    query_starts: torch.Tensor
+    context_lens: torch.Tensor
+    block_tables: torch.Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the step."""
+        return self.token_ids.shape[0]
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in the step."""
+        return self.context_lens.shape[0]

@@ -1,0 +1,27 @@
+"""The seam between model files and models."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+
+class WeightSource(Protocol):
+    """Named tensors, read one at a time.
+
+    Names and conventions are those of the architecture's Hugging Face checkpoint
+    (`model.layers.0.self_attn.q_proj.weight`), whatever the file calls them.
+    """
+
+    def names(self) -> frozenset[str]:
+        """Return the names of all tensors."""
+        ...
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor as contiguous fp32 on the CPU.
+
+        Raises:
+            ModelFormatError: there is no such tensor, or its data are damaged.
+        """
+        ...
