@@ -62,12 +62,27 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop or ()))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in ("stop", "stop_token_ids"):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple):
+                raise InvalidRequestError(
+                    f"{name} must be a list", param=name, why=f"it is {values!r}"
+                )
+            object.__setattr__(self, name, tuple(values))
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
+        self._check_switches()
         self._check_counts()
         self._check_ranges()
+
+    def _check_switches(self) -> None:
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequestError(
+                    f"{name} must be true or false",
+                    param=name,
+                    why=f"it is {getattr(self, name)!r}",
+                )
 
     def _check_counts(self) -> None:
         _require_int("n", self.n, 1, 128)

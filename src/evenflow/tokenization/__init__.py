@@ -8,3 +8,8 @@ Invariants:
     decoding of all ids at once.
     A chat template runs in a sandbox and cannot reach Python.
 """
+
+from evenflow.tokenization.loading import load_tokenizer
+from evenflow.tokenization.tokenizer import Tokenizer
+
+__all__ = ["Tokenizer", "load_tokenizer"]

@@ -1,1 +1,1 @@
-"""Weight sources: GGUF, safetensors, dummy. All speak the tensor names of Hugging Face checkpoints."""
+"""Weight sources: GGUF, safetensors, dummy. All speak Hugging Face's tensor names."""

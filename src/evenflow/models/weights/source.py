@@ -18,6 +18,14 @@ class WeightSource(Protocol):
         """Return the names of all tensors."""
         ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one tensor without reading its data.
+
+        Raises:
+            ModelFormatError: there is no such tensor.
+        """
+        ...
+
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor as contiguous fp32 on the CPU.
 

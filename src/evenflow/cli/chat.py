@@ -1,0 +1,79 @@
+"""`evenflow chat`: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from evenflow.cli.options import config_options
+from evenflow.cli.sampling import sampling_options
+from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
+from evenflow.core.errors import ContextLengthError
+from evenflow.core.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from evenflow.engine.llm import LLM
+
+_HELP = "/clear forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
+
+
+@click.command()
+@config_options(ModelConfig, CacheConfig, SchedulerConfig, ExecutionConfig, positional=("model",))
+@sampling_options(max_tokens=1024)
+@click.option("-p", "--prompt", help="Ask once, print the answer and leave; - reads stdin.")
+@click.option("--system", help="System prompt.")
+def chat(loaded: Loaded, params: SamplingParams, prompt: str | None, system: str | None) -> None:
+    """Talk to MODEL. Answers appear as they are generated."""
+    from evenflow.engine.llm import LLM
+
+    llm = LLM(config=loaded.config)
+    opening = [{"role": "system", "content": system}] if system else []
+    if prompt is not None:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        _answer(llm, [*opening, {"role": "user", "content": text}], params)
+        return
+    click.echo(f"{loaded.config.model.model} is ready. {_HELP}", err=True)
+    _converse(llm, opening, params)
+
+
+def _converse(llm: LLM, opening: list[Mapping[str, str]], params: SamplingParams) -> None:
+    """Read, answer, remember, until the user leaves."""
+    messages = list(opening)
+    while True:
+        try:
+            line = click.prompt(click.style(">", bold=True), prompt_suffix=" ", err=True).strip()
+        except click.Abort:
+            click.echo(err=True)
+            return
+        if line in ("/exit", "/quit"):
+            return
+        if line == "/clear":
+            messages = list(opening)
+        elif line.startswith("/"):
+            click.echo(_HELP, err=True)
+        else:
+            messages.append({"role": "user", "content": line})
+            try:
+                text = _answer(llm, messages, params)
+            except ContextLengthError as error:
+                click.echo(f"{error} /clear starts afresh.", err=True)
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": text})
+
+
+def _answer(llm: LLM, messages: list[Mapping[str, str]], params: SamplingParams) -> str:
+    """Stream one answer to stdout and return it; Ctrl-C keeps what has come so far."""
+    pieces = []
+    stream = llm.stream_chat(messages, params)
+    try:
+        for _, delta in stream:
+            pieces.append(delta.text)
+            click.echo(delta.text, nl=False)
+    except KeyboardInterrupt:
+        stream.close()
+    click.echo()
+    return "".join(pieces)

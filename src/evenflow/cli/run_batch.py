@@ -1,0 +1,48 @@
+"""`evenflow run-batch`: answer a file of requests in OpenAI's batch format."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from evenflow.cli.options import config_options
+from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
+
+
+@click.command("run-batch")
+@config_options(ModelConfig, CacheConfig, SchedulerConfig, ExecutionConfig, positional=("model",))
+@click.option(
+    "-i",
+    "--input-file",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSONL file, one request a line.",
+)
+@click.option(
+    "-o",
+    "--output-file",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSONL file, one answer a line; an unfinished one is continued.",
+)
+def run_batch(loaded: Loaded, input_file: Path, output_file: Path) -> None:
+    """Answer every request of a file, by MODEL.
+
+    A line that cannot be answered gets an error line; the others go on. An interrupted run started
+    again answers what is missing and nothing twice.
+    """
+    from evenflow.engine.batch_file import BatchRun
+    from evenflow.engine.llm import LLM
+
+    run = BatchRun(input_file, output_file, time.time)
+    if run.num_missing:
+        llm = LLM(config=loaded.config)
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("requests", total=run.num_lines, completed=run.num_done)
+            for _ in run.answer(llm):
+                bar.advance(task)
+    click.echo(f"{run.num_lines} requests, {run.num_failed} failed, in {output_file}", err=True)

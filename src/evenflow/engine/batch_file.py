@@ -1,0 +1,201 @@
+"""Answers a JSONL file of requests, and can be killed and started again at any time.
+
+Every input line gets one output line, written whole or not at all: a torn last line, which only a
+killed process leaves, is cut off on the next start. Output lines carry the number of their input
+line, so that a resumed run knows what is missing even when custom ids are absent or repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from evenflow.core.errors import EvenflowError, InvalidRequestError
+from evenflow.engine.llm import LLM
+from evenflow.engine.openai_format import (
+    ParsedRequest,
+    error_body,
+    parse_request,
+    response_body,
+)
+from evenflow.engine.outputs import CompletionOutput, RequestOutput
+
+_ID_PREFIX = "batch_req_"
+
+
+@dataclass(slots=True)
+class _Running:
+    line_number: int
+    custom_id: object
+    parsed: ParsedRequest
+    output: RequestOutput
+
+
+class BatchRun:
+    """One input file and its output file.
+
+    Args:
+        input_path: JSONL of {"custom_id", "method", "url", "body"}.
+        output_path: JSONL of {"id", "custom_id", "response", "error"}; continued if it exists.
+        unix_time: the wall clock, in seconds, for the `created` fields.
+
+    Raises:
+        InvalidRequestError: the output file belongs to another input file.
+
+    Attributes:
+        num_lines: requests in the input file (blank lines do not count).
+        num_done: those that have an output line.
+        num_failed: those of them with an error.
+    """
+
+    def __init__(
+        self, input_path: Path, output_path: Path, unix_time: Callable[[], float]
+    ) -> None:
+        self._unix_time = unix_time
+        self._input_path = input_path
+        self._output_path = output_path
+        self.num_failed = 0
+        self._done = self._read_output()
+        self.num_lines = sum(1 for _ in self._read_input())
+
+    @property
+    def num_done(self) -> int:
+        """Requests that have an output line."""
+        return len(self._done)
+
+    @property
+    def num_missing(self) -> int:
+        """Requests that still need one."""
+        return self.num_lines - self.num_done
+
+    def answer(self, llm: LLM) -> Iterator[int]:
+        """Answer what is missing; yield the number of each input line once it is on disk."""
+        running: dict[str, _Running] = {}
+        lines = ((n, text) for n, text in self._read_input() if n not in self._done)
+        # Enough waiting requests to fill the next steps, and no more: the file may be huge.
+        most_running = 2 * llm.runtime.config.scheduler.max_num_seqs
+        with self._output_path.open("a", encoding="utf-8") as sink:
+            exhausted = False
+            while running or not exhausted:
+                while not exhausted and len(running) < most_running:
+                    line = next(lines, None)
+                    if line is None:
+                        exhausted = True
+                    elif (failed := self._start(llm, *line, running)) is not None:
+                        yield self._write(sink, line[0], failed)
+                for delta in llm.engine.step():
+                    job = running.get(delta.request_id)
+                    if job is None:
+                        continue
+                    job.output.add(delta)
+                    if job.output.finished:
+                        del running[delta.request_id]
+                        yield self._write(sink, job.line_number, self._answered(llm, job))
+
+    def _start(
+        self, llm: LLM, line_number: int, text: str, running: dict[str, _Running]
+    ) -> dict[str, Any] | None:
+        """Queue one line; return its output line at once if it cannot be."""
+        custom_id = None
+        try:
+            entry = _parse_line(text)
+            custom_id = entry.get("custom_id")
+            parsed = parse_request(entry.get("url", ""), entry.get("body"), llm.tokenizer)
+            request_id = f"{_ID_PREFIX}{line_number}"
+            llm.engine.add_request(
+                request_id, parsed.prompt_token_ids, parsed.params, priority=parsed.priority
+            )
+        except InvalidRequestError as error:
+            return _line(custom_id, 400, {"error": error_body(error)}, error_body(error))
+        completions = [CompletionOutput(index) for index in range(parsed.params.n)]
+        output = RequestOutput(request_id, parsed.prompt, parsed.prompt_token_ids, completions)
+        running[request_id] = _Running(line_number, custom_id, parsed, output)
+        return None
+
+    def _answered(self, llm: LLM, job: _Running) -> dict[str, Any]:
+        errors = [completion.error for completion in job.output.outputs if completion.error]
+        if errors:
+            error = {
+                "message": errors[0],
+                "type": "server_error",
+                "param": None,
+                "code": EvenflowError.code,
+            }
+            return _line(job.custom_id, 500, {"error": error}, error)
+        body = response_body(
+            job.parsed,
+            job.output,
+            model=llm.runtime.config.model.model,
+            created=int(self._unix_time()),
+            tokenizer=llm.tokenizer,
+        )
+        return _line(job.custom_id, 200, body, None)
+
+    def _write(self, sink: IO[str], line_number: int, content: dict[str, Any]) -> int:
+        sink.write(
+            json.dumps({"id": f"{_ID_PREFIX}{line_number}", **content}, ensure_ascii=False) + "\n"
+        )
+        sink.flush()
+        self._done.add(line_number)
+        self.num_failed += content["error"] is not None
+        return line_number
+
+    def _read_input(self) -> Iterator[tuple[int, str]]:
+        """Yield (line number from 1, text) of every line that is not blank."""
+        with self._input_path.open(encoding="utf-8", errors="replace") as lines:
+            for number, text in enumerate(lines, start=1):
+                if text.strip():
+                    yield number, text
+
+    def _read_output(self) -> set[int]:
+        """Cut off a torn last line and return the input lines that are answered."""
+        done: set[int] = set()
+        if not self._output_path.exists():
+            return done
+        with self._output_path.open("r+b") as file:
+            sound_bytes = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                sound_bytes += len(line)
+                done.add(self._line_number(line))
+            file.truncate(sound_bytes)
+        return done
+
+    def _line_number(self, line: bytes) -> int:
+        try:
+            entry = json.loads(line)
+            number = int(entry["id"].removeprefix(_ID_PREFIX))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InvalidRequestError(
+                f"{self._output_path} holds something else than batch results",
+                param="output_file",
+                fix="Name another output file",
+            ) from None
+        self.num_failed += entry.get("error") is not None
+        return number
+
+
+def _parse_line(text: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError("the line is not JSON", why=str(error)) from None
+    if not isinstance(entry, dict):
+        raise InvalidRequestError("the line is not a JSON object")
+    if entry.get("method", "POST") != "POST":
+        raise InvalidRequestError("method must be POST", param="method")
+    return entry
+
+
+def _line(
+    custom_id: object, status_code: int, body: dict[str, Any], error: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "custom_id": custom_id,
+        "response": {"status_code": status_code, "body": body},
+        "error": error,
+    }

@@ -1,0 +1,281 @@
+"""The loop: schedule, execute, update, emit. Nothing else drives the system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from evenflow.core.clock import Clock
+from evenflow.core.errors import (
+    ContextLengthError,
+    DuplicateRequestError,
+    InvalidRequestError,
+)
+from evenflow.core.ids import DEFAULT_TENANT, RequestId, TenantId
+from evenflow.core.request import Request
+from evenflow.core.rng import derive_seed
+from evenflow.core.sampling import SamplingParams
+from evenflow.core.status import RequestStatus
+from evenflow.engine.outputs import Delta
+from evenflow.engine.progress import CompletionProgress
+from evenflow.execution.executor import Executor
+from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult
+from evenflow.scheduling.scheduler import Scheduler
+from evenflow.tokenization.detokenizer import IncrementalDetokenizer
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """Seconds spent in each verb since the engine was built, and how often.
+
+    Attributes:
+        schedule_s: planning.
+        execute_s: computing and sampling.
+        update_s: advancing requests and memory, detokenising, looking for stop strings.
+        emit_s: building what callers get.
+        num_steps: steps that computed something.
+    """
+
+    schedule_s: float = 0.0
+    execute_s: float = 0.0
+    update_s: float = 0.0
+    emit_s: float = 0.0
+    num_steps: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class ModelLimits:
+    """What the engine must know about a model to accept requests for it.
+
+    Attributes:
+        max_model_len: most tokens of prompt and output together.
+        vocab_size: token ids are below this.
+        eos_token_ids: tokens that end a generation unless `ignore_eos`.
+    """
+
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int] = field(default_factory=frozenset)
+
+
+class Engine:
+    """Serves requests with one scheduler and one executor. Call it from one thread.
+
+    Args:
+        scheduler: decides.
+        executor: computes.
+        clock: the only source of time.
+        limits: what requests may ask for.
+        detokenizer: called with `skip_special_tokens`, returns a fresh detokeniser; None for an
+            engine that deals in tokens only.
+        salt_per_tenant: keep the prefix caches of tenants apart.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock,
+        limits: ModelLimits,
+        *,
+        detokenizer: Callable[[bool], IncrementalDetokenizer] | None = None,
+        salt_per_tenant: bool = False,
+    ) -> None:
+        self.scheduler = scheduler
+        self.limits = limits
+        self.times = StepTimes()
+        self._executor = executor
+        self._clock = clock
+        self._detokenizer = detokenizer
+        self._salt_per_tenant = salt_per_tenant
+        self._live: dict[RequestId, CompletionProgress] = {}
+        self._ended: list[CompletionProgress] = []
+        self._num_added = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a call of `step` has something to do or to report."""
+        return self.scheduler.has_work or bool(self._ended)
+
+    def step(self) -> list[Delta]:
+        """Run one step and return what it added to each completion."""
+        clock = self._clock.now_s
+        started_s = clock()
+        plan = self.scheduler.schedule(started_s)
+        scheduled_s = clock()
+        result = self._executor.execute(plan) if plan.requests else StepResult([])
+        executed_s = clock()
+        sampled = self._update(plan, result, executed_s)
+        updated_s = clock()
+        deltas = self._emit(sampled, result, executed_s)
+        times = self.times
+        times.schedule_s += scheduled_s - started_s
+        times.execute_s += executed_s - scheduled_s
+        times.update_s += updated_s - executed_s
+        times.emit_s += clock() - updated_s
+        times.num_steps += bool(plan.requests)
+        return deltas
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        tenant_id: TenantId = DEFAULT_TENANT,
+        cache_salt: str = "",
+    ) -> None:
+        """Queue a request. Completions 2..n share the KV of the first one's prompt.
+
+        Args:
+            request_id: unique among live requests.
+            prompt_token_ids: at least one token.
+            params: how to sample.
+            priority: lower is earlier, under the priority policy.
+            tenant_id: whom the request is for.
+            cache_salt: requests with different salts never share cached blocks.
+
+        Raises:
+            InvalidRequestError: a value is out of range, with its name.
+            ContextLengthError: the prompt can never fit, with the numbers.
+            DuplicateRequestError: the id is in use.
+        """
+        self._check_prompt(prompt_token_ids, params)
+        ids = [RequestId(completion_id(request_id, index)) for index in range(params.n)]
+        for taken in ids:
+            if taken in self._live:
+                raise DuplicateRequestError(
+                    f"request id {taken!r} is in use",
+                    param="request_id",
+                    fix="Send every request under an id of its own",
+                )
+        arrival_s = self._clock.now_s()
+        stop_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= self.limits.eos_token_ids
+        if self._salt_per_tenant:
+            cache_salt = f"{tenant_id}\x1f{cache_salt}"
+        length_limit = self.limits.max_model_len
+        if params.max_tokens is not None:
+            length_limit = min(length_limit, len(prompt_token_ids) + params.max_tokens)
+        for index, own_id in enumerate(ids):
+            request = Request(
+                own_id,
+                list(prompt_token_ids),
+                params,
+                max_num_tokens=length_limit,
+                arrival_s=arrival_s,
+                sequence_number=self._num_added,
+                priority=priority,
+                tenant_id=tenant_id,
+                parent_id=ids[0] if index else None,
+                cache_salt=cache_salt,
+                stop_token_ids=stop_ids,
+            )
+            if index and params.seed is not None:
+                request.seed = derive_seed(params.seed, index)
+            self.scheduler.add(request, arrival_s)
+            self._num_added += 1
+            detokenizer = (
+                self._detokenizer(params.skip_special_tokens) if self._detokenizer else None
+            )
+            self._live[request.request_id] = CompletionProgress(
+                request_id, index, request, detokenizer
+            )
+
+    def abort(self, request_id: str) -> bool:
+        """End a request and all its completions, and free what they hold at once.
+
+        Returns:
+            Whether there was anything to end. The next step reports it.
+        """
+        now_s = self._clock.now_s()
+        victims = [p for p in self._live.values() if p.user_id == request_id]
+        for progress in victims:
+            self.scheduler.finish(
+                progress.request, RequestStatus.FINISHED_ABORTED, now_s, "aborted by the caller"
+            )
+            self._retire(progress)
+        return bool(victims)
+
+    def _check_prompt(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        limits = self.limits
+        if not prompt_token_ids:
+            raise InvalidRequestError(
+                "the prompt is empty", param="prompt", fix="Send at least one token"
+            )
+        if len(prompt_token_ids) >= limits.max_model_len:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt_token_ids)} tokens",
+                param="prompt",
+                why=f"prompt and output together may have {limits.max_model_len}",
+                fix="Shorten the prompt or start with a larger --max-model-len",
+            )
+        named = {
+            "prompt": prompt_token_ids,
+            "stop_token_ids": params.stop_token_ids,
+            "logit_bias": params.logit_bias,
+        }
+        for name, ids in named.items():
+            if ids and not 0 <= min(ids) <= max(ids) < limits.vocab_size:
+                raise InvalidRequestError(
+                    f"{name} holds a token id that the model does not have",
+                    param=name,
+                    why=f"ids go from 0 to {limits.vocab_size - 1}",
+                )
+
+    def _update(
+        self, plan: StepPlan, result: StepResult, now_s: float
+    ) -> list[tuple[CompletionProgress, int]]:
+        """Advance requests and memory, read the new tokens, finish who is done."""
+        for index, reason in result.failures.items():
+            request = plan.requests[index]
+            self.scheduler.finish(request, RequestStatus.FINISHED_ERROR, now_s, reason)
+            self._retire(self._live[request.request_id])
+        self.scheduler.update(plan, result.token_ids, now_s)
+        self._read_prompt_logprobs(plan, result)
+        live = self._live
+        sampled = []
+        for index, token_id in enumerate(result.token_ids):
+            if token_id == NO_TOKEN:
+                continue
+            progress = live[plan.requests[index].request_id]
+            progress.read(token_id, now_s)
+            if progress.matched is not None and not progress.request.is_finished:
+                self.scheduler.finish(
+                    progress.request, RequestStatus.FINISHED_STOPPED, now_s, "stop string"
+                )
+            sampled.append((progress, index))
+        return sampled
+
+    def _emit(
+        self, sampled: list[tuple[CompletionProgress, int]], result: StepResult, now_s: float
+    ) -> list[Delta]:
+        """Build what callers get; forget who has ended."""
+        deltas = [progress.delta(None, None, now_s) for progress in self._ended]
+        self._ended.clear()
+        token_ids = result.token_ids
+        logprobs = result.logprobs
+        for progress, index in sampled:
+            deltas.append(progress.delta(token_ids[index], logprobs.get(index), now_s))
+            if progress.request.is_finished:
+                del self._live[progress.request.request_id]
+        return deltas
+
+    def _read_prompt_logprobs(self, plan: StepPlan, result: StepResult) -> None:
+        for index, entries in result.prompt_logprobs.items():
+            request = plan.requests[index]
+            progress = self._live.get(request.request_id)
+            if progress is not None:
+                first = request.num_computed_tokens - plan.num_new_tokens[index] + 1
+                progress.prompt_logprobs.update(enumerate(entries, start=first))
+
+    def _retire(self, progress: CompletionProgress) -> None:
+        del self._live[progress.request.request_id]
+        self._ended.append(progress)
+
+
+def completion_id(request_id: str, index: int) -> str:
+    """Name completion `index` of a request; the first one carries the request's own id."""
+    return f"{request_id}#{index}" if index else request_id

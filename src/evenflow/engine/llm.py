@@ -1,0 +1,204 @@
+"""The Python API: a model and what to do with it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from evenflow.config import EvenflowConfig, load_config
+from evenflow.core.errors import InvalidRequestError
+from evenflow.core.sampling import SamplingParams
+from evenflow.engine.build import Runtime, build_runtime
+from evenflow.engine.outputs import CompletionOutput, Delta, RequestOutput
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model, loaded and ready.
+
+    Args:
+        model: a short name, a path, a `.gguf` file or a Hugging Face id.
+        config: a whole configuration; `model` and `settings` are then taken from it.
+        settings: any option of `docs/configuration.md` by its name, such as `max_num_seqs=8`.
+
+    Raises:
+        EvenflowError: a setting is wrong, the model cannot be found or does not fit.
+    """
+
+    def __init__(
+        self, model: str = "smollm2", *, config: EvenflowConfig | None = None, **settings: object
+    ) -> None:
+        if config is None:
+            config = load_config({"model": model, **settings}).config
+        self._runtime: Runtime = build_runtime(config)
+        self.engine = self._runtime.engine
+        self.tokenizer = self._runtime.tokenizer
+        self._ids = (f"req-{number}" for number in itertools.count())
+        self._inbox: dict[str, list[Delta]] = {}
+
+    @property
+    def runtime(self) -> Runtime:
+        """The engine with everything it was built from."""
+        return self._runtime
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        priority: int = 0,
+    ) -> list[RequestOutput]:
+        """Complete prompts, all at once, and return the results in their order.
+
+        Args:
+            prompts: one prompt or several; each a text or a list of token ids.
+            sampling_params: for all prompts, or one for each.
+            progress: show a progress bar on stderr.
+            priority: lower is earlier, under the priority policy.
+        """
+        batch = _as_prompts(prompts)
+        return self._finish(self._add(batch, sampling_params, priority), progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        priority: int = 0,
+    ) -> list[RequestOutput]:
+        """Answer conversations, all at once, through the model's chat template.
+
+        Args:
+            messages: one conversation (a list of {"role", "content"}) or several.
+            sampling_params: for all conversations, or one for each.
+            progress: show a progress bar on stderr.
+            priority: lower is earlier, under the priority policy.
+        """
+        batch = [self.render_chat(conversation) for conversation in _as_conversations(messages)]
+        return self._finish(self._add(batch, sampling_params, priority), progress)
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int = 0,
+    ) -> Iterator[tuple[int, Delta]]:
+        """Complete prompts and yield (index of the prompt, what was added) as it comes.
+
+        Leaving the iterator early aborts what still runs.
+        """
+        outputs = self._add(_as_prompts(prompts), sampling_params, priority)
+        return self._stream(outputs)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int = 0,
+    ) -> Iterator[tuple[int, Delta]]:
+        """Answer conversations and yield (index of the conversation, what was added)."""
+        batch = [self.render_chat(conversation) for conversation in _as_conversations(messages)]
+        return self._stream(self._add(batch, sampling_params, priority))
+
+    def render_chat(self, messages: Sequence[Message], **template_args: object) -> list[int]:
+        """Return the token ids of a conversation up to where the model's answer begins."""
+        return self.tokenizer.encode_chat(messages, **template_args)
+
+    def _add(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int,
+    ) -> list[RequestOutput]:
+        if sampling_params is None:
+            sampling_params = SamplingParams()
+        if isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts came with {len(sampling_params)} sampling parameters",
+                param="sampling_params",
+                fix="Pass one for all prompts or one for each",
+            )
+        outputs: list[RequestOutput] = []
+        try:
+            for prompt, params in zip(prompts, sampling_params, strict=True):
+                text = prompt if isinstance(prompt, str) else None
+                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                request_id = next(self._ids)
+                self.engine.add_request(request_id, ids, params, priority=priority)
+                self._inbox[request_id] = []
+                completions = [CompletionOutput(index) for index in range(params.n)]
+                outputs.append(RequestOutput(request_id, text, ids, completions))
+        except BaseException:
+            self._abandon(outputs)
+            raise
+        return outputs
+
+    def _stream(self, outputs: list[RequestOutput]) -> Iterator[tuple[int, Delta]]:
+        """Step until `outputs` are complete. Deltas of other streams wait in their inbox."""
+        try:
+            while not all(output.finished for output in outputs):
+                if not any(self._inbox[output.request_id] for output in outputs):
+                    for delta in self.engine.step():
+                        if delta.request_id in self._inbox:
+                            self._inbox[delta.request_id].append(delta)
+                for position, output in enumerate(outputs):
+                    arrived, self._inbox[output.request_id] = self._inbox[output.request_id], []
+                    for delta in arrived:
+                        output.add(delta)
+                        yield position, delta
+        finally:
+            self._abandon(outputs)
+
+    def _finish(self, outputs: list[RequestOutput], show_progress: bool) -> list[RequestOutput]:
+        total = sum(len(output.outputs) for output in outputs)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True), disable=not show_progress) as bar:
+            task = bar.add_task("completions", total=total, rate="")
+            num_tokens = 0
+            for _, delta in self._stream(outputs):
+                num_tokens += delta.token_id is not None
+                if show_progress:
+                    elapsed = bar.tasks[task].elapsed or 0.0
+                    rate = f"{num_tokens / elapsed:.0f} tokens/s" if elapsed else ""
+                    bar.update(task, advance=delta.finish_reason is not None, rate=rate)
+        return outputs
+
+    def _abandon(self, outputs: list[RequestOutput]) -> None:
+        """Forget requests; what still runs of them is aborted."""
+        for output in outputs:
+            self._inbox.pop(output.request_id, None)
+            self.engine.abort(output.request_id)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]  # a single prompt of token ids
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _as_conversations(
+    messages: Sequence[Message] | Sequence[Sequence[Message]],
+) -> list[Sequence[Message]]:
+    if messages and isinstance(messages[0], Mapping):
+        return [messages]  # type: ignore[list-item]
+    return list(messages)  # type: ignore[arg-type]

@@ -1,0 +1,477 @@
+"""Paged attention on the CPU: the kernels behind `CpuPagedAttention`.
+
+```
+work item   = a run of query tokens of one request x one KV head; its rows are (token, query head)
+split       = `split_keys` keys at fixed absolute positions: [0, s), [s, 2s), ...
+record      = a row's partial softmax over one split: [sum of weight * value | peak | total weight]
+
+for each item:  for each split, ascending:  record = attend(rows, split);  state = merge(state, record)
+                out = state.sum / state.total
+```
+
+A row sees only keys of its own range, cut at its own bounds, and its records are merged in ascending
+order. So its bits are a function of its own position and range: not of its chunk, its batch, the
+place of its blocks, nor of which thread did what. With few items the splits of one item run on
+several threads, records wait in memory, and the last to finish merges them in the same order.
+
+Knows: addresses, strides, positions.
+Does not know: tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from evenflow.execution.kernels.attention_vectors import (
+    KEYS,
+    MAX_ROWS,
+    PREFETCH_KEYS,
+    add_1,
+    add_2,
+    add_3,
+    add_4,
+    blend,
+    exp_scalar,
+    exponentiate,
+    fill,
+    largest,
+    scale_into,
+    score_1,
+    score_2,
+    score_3,
+    score_4,
+)
+from evenflow.execution.kernels.parallel import (
+    FIRST_ARGUMENT,
+    NEXT_TASK,
+    NEXT_THREAD,
+    Kernel,
+    device_function,
+)
+from evenflow.execution.kernels.simd import (
+    LANES,
+    copy_floats,
+    read_double,
+    read_float,
+    read_int,
+    read_word,
+    take_ticket,
+    words_reader,
+    write_float,
+    write_word,
+)
+
+RECORD_EXTRA = 2  # peak and total weight, behind a record's head_dim sums
+LIST_EXTRA = PREFETCH_KEYS + KEYS  # the last key is repeated, as far as loops look ahead
+_MINUS_INFINITY = np.float32(-np.inf)
+_ZERO = np.float32(0.0)
+
+
+class AttentionJob(NamedTuple):
+    """The integer arguments of `attention_kernel`; addresses and strides are in bytes.
+
+    Attributes:
+        query: float32 (num_tokens, num_heads, head_dim), by the next two strides.
+        query_token_bytes: stride.
+        query_head_bytes: stride.
+        positions: int64 (num_tokens,).
+        keys: float32 (num_blocks, num_kv_heads, block_size, head_dim), by the next three strides.
+        values: likewise, same strides.
+        block_bytes: stride.
+        head_bytes: stride.
+        token_bytes: stride.
+        block_size: tokens per block.
+        block_tables: int32 (num_requests, table_width).
+        table_width: blocks per row of the table.
+        items: int32 (num_items, 3): request, first token, number of tokens.
+        num_tasks: tasks in all.
+        num_kv_heads: KV heads.
+        group_size: query heads per KV head.
+        head_dim: entries per head.
+        start: first position anybody sees.
+        stop: position nobody sees, nor any behind it.
+        window: positions a token sees at most.
+        split_keys: keys per split, a multiple of eight.
+        grid: splits per request that have a task of their own; 0: a task does all of its splits.
+        max_rows: rows of the largest item.
+        record_bytes: stride of records.
+        records: the splits' records (num_items, num_kv_heads, grid, max_rows); unused if grid is 0.
+        finished: int64 (num_items, num_kv_heads), zero: splits done; unused if grid is 0.
+        scratch: memory for each thread.
+        scratch_bytes: stride.
+        out: float32 (num_tokens, num_heads, head_dim), contiguous.
+        lse: float32 (num_tokens, num_heads), contiguous; 0 if not wanted.
+    """
+
+    query: int
+    query_token_bytes: int
+    query_head_bytes: int
+    positions: int
+    keys: int
+    values: int
+    block_bytes: int
+    head_bytes: int
+    token_bytes: int
+    block_size: int
+    block_tables: int
+    table_width: int
+    items: int
+    num_tasks: int
+    num_kv_heads: int
+    group_size: int
+    head_dim: int
+    start: int
+    stop: int
+    window: int
+    split_keys: int
+    grid: int
+    max_rows: int
+    record_bytes: int
+    records: int
+    finished: int
+    scratch: int
+    scratch_bytes: int
+    out: int
+    lse: int
+
+
+class Unit(NamedTuple):
+    """An item x KV head: what one task, or one task per split, works on."""
+
+    index: int
+    request: int
+    first_token: int
+    num_rows: int
+    kv_head: int
+    first_key: int
+    last_key: int
+
+
+class Scratch(NamedTuple):
+    """Addresses of one thread's working memory (see `scratch_layout`)."""
+
+    queries: int
+    bounds: int
+    offsets: int
+    weights: int
+    weight_bytes: int
+    records: int
+    states: int
+
+
+ATTENTION_LAYOUT = "q" * len(AttentionJob._fields) + "d"
+_SCALE = FIRST_ARGUMENT + len(AttentionJob._fields)
+_read_job = words_reader(len(AttentionJob._fields))
+
+
+def scratch_bytes(split_keys: int, max_rows: int, record_bytes: int) -> int:
+    """Return how much working memory a thread needs."""
+    lists = 8 * (3 * MAX_ROWS + split_keys + LIST_EXTRA)
+    weights = 4 * MAX_ROWS * (split_keys + LANES)
+    return lists + weights + 2 * max_rows * record_bytes
+
+
+@device_function
+def _scratch(job, thread):  # type: ignore[no-untyped-def]
+    queries = job.scratch + thread * job.scratch_bytes
+    bounds = queries + 8 * MAX_ROWS
+    offsets = bounds + 16 * MAX_ROWS
+    weights = offsets + 8 * (job.split_keys + LIST_EXTRA)
+    weight_bytes = 4 * (job.split_keys + LANES)
+    records = weights + MAX_ROWS * weight_bytes
+    states = records + job.max_rows * job.record_bytes
+    return Scratch(queries, bounds, offsets, weights, weight_bytes, records, states)
+
+
+@device_function
+def _visible(job, token):  # type: ignore[no-untyped-def]
+    """Return the first position a token sees and the one after the last."""
+    end = read_word(job.positions, token) + 1
+    return max(job.start, end - job.window), min(job.stop, end)
+
+
+@device_function
+def _unit(job, index):  # type: ignore[no-untyped-def]
+    item = index // job.num_kv_heads
+    request = read_int(job.items, 3 * item)
+    first_token = read_int(job.items, 3 * item + 1)
+    num_tokens = read_int(job.items, 3 * item + 2)
+    first_key = _visible(job, first_token)[0]
+    last_key = _visible(job, first_token + num_tokens - 1)[1]
+    kv_head = index % job.num_kv_heads
+    num_rows = num_tokens * job.group_size
+    return Unit(index, request, first_token, num_rows, kv_head, first_key, last_key)
+
+
+@device_function
+def _list_keys(job, unit, base, first, last, offsets):  # type: ignore[no-untyped-def]
+    """Write the byte offset of each key from `first` to `last`, at its distance from `base`."""
+    key = first
+    offset = 0
+    while key < last:
+        block = read_int(job.block_tables, unit.request * job.table_width + key // job.block_size)
+        inside = key % job.block_size
+        offset = block * job.block_bytes + unit.kv_head * job.head_bytes + inside * job.token_bytes
+        for _ in range(min(job.block_size - inside, last - key)):
+            write_word(offsets, key - base, offset)
+            offset += job.token_bytes
+            key += 1
+    for extra in range(LIST_EXTRA):
+        write_word(offsets, last - base + extra, offset - job.token_bytes)
+
+
+@device_function
+def _score(job, scale, num_rows, first_row, first, last, s):  # type: ignore[no-untyped-def]
+    """Score keys `first` to `last` of the split; up to three weights behind them are overwritten."""
+    queries = s.queries + 8 * first_row
+    weights = s.weights + first_row * s.weight_bytes
+    for key in range(first, last, KEYS):
+        offsets = s.offsets + 8 * key
+        out = weights + 4 * key
+        if num_rows == 4:
+            score_4(queries, offsets, job.keys, out, s.weight_bytes, job.head_dim, scale)
+        elif num_rows == 3:
+            score_3(queries, offsets, job.keys, out, s.weight_bytes, job.head_dim, scale)
+        elif num_rows == 2:
+            score_2(queries, offsets, job.keys, out, s.weight_bytes, job.head_dim, scale)
+        else:
+            score_1(queries, offsets, job.keys, out, s.weight_bytes, job.head_dim, scale)
+
+
+@device_function
+def _add_values(job, num_rows, first_row, first, last, s, record):  # type: ignore[no-untyped-def]
+    """Add the weighted values of keys `first` to `last` of the split to the rows' sums."""
+    sums = record + first_row * job.record_bytes
+    stride = job.record_bytes
+    weights = s.weights + first_row * s.weight_bytes + 4 * first
+    offsets = s.offsets + 8 * first
+    count = max(last - first, 0)
+    if num_rows == 4:
+        add_4(sums, stride, weights, s.weight_bytes, offsets, job.values, count, job.head_dim)
+    elif num_rows == 3:
+        add_3(sums, stride, weights, s.weight_bytes, offsets, job.values, count, job.head_dim)
+    elif num_rows == 2:
+        add_2(sums, stride, weights, s.weight_bytes, offsets, job.values, count, job.head_dim)
+    else:
+        add_1(sums, stride, weights, s.weight_bytes, offsets, job.values, count, job.head_dim)
+
+
+@device_function
+def _softmax(job, row, first, last, s, record):  # type: ignore[no-untyped-def]
+    """Turn a row's scores into weights and note their peak and total in its record."""
+    if first >= last:
+        write_float(record, job.head_dim, _MINUS_INFINITY)
+        write_float(record, job.head_dim + 1, _ZERO)
+        return
+    weights = s.weights + row * s.weight_bytes
+    start = first // LANES * LANES
+    stop = (last + LANES - 1) // LANES * LANES
+    fill(weights, start, first, _MINUS_INFINITY)
+    fill(weights, last, stop, _MINUS_INFINITY)
+    peak = largest(weights + 4 * start, stop - start)
+    write_float(record, job.head_dim, peak)
+    write_float(
+        record, job.head_dim + 1, exponentiate(weights + 4 * start, stop - start, peak)
+    )
+
+
+@device_function
+def _attend_rows(job, scale, unit, first_row, num_rows, base, s, record):  # type: ignore[no-untyped-def]
+    """Fill the records of up to four rows for the split that starts at key `base`.
+
+    The rows go together over the keys all of them see, and each alone over the rest of its own.
+    """
+    common_first, common_last = 0, job.split_keys
+    for i in range(num_rows):
+        row = first_row + i
+        token = unit.first_token + row // job.group_size
+        head = unit.kv_head * job.group_size + row % job.group_size
+        query = job.query + token * job.query_token_bytes + head * job.query_head_bytes
+        write_word(s.queries, i, query)
+        first, last = _visible(job, token)
+        first, last = max(first - base, 0), min(last - base, job.split_keys)
+        write_word(s.bounds, 2 * i, first)
+        write_word(s.bounds, 2 * i + 1, last)
+        fill(record + i * job.record_bytes, 0, job.head_dim, _ZERO)
+        common_first, common_last = max(common_first, first), min(common_last, last)
+    if common_first >= common_last:
+        common_first, common_last = 0, 0
+    for i in range(num_rows):
+        last = min(read_word(s.bounds, 2 * i + 1), common_first)
+        _score(job, scale, 1, i, read_word(s.bounds, 2 * i), last, s)
+    _score(job, scale, num_rows, 0, common_first, common_last, s)
+    for i in range(num_rows):
+        first, last = read_word(s.bounds, 2 * i), read_word(s.bounds, 2 * i + 1)
+        _score(job, scale, 1, i, max(first, common_last), last, s)
+        _softmax(job, i, first, last, s, record + i * job.record_bytes)
+        _add_values(job, 1, i, first, min(last, common_first), s, record)
+    _add_values(job, num_rows, 0, common_first, common_last, s, record)
+    for i in range(num_rows):
+        first, last = read_word(s.bounds, 2 * i), read_word(s.bounds, 2 * i + 1)
+        _add_values(job, 1, i, max(first, common_last), last, s, record)
+
+
+@device_function
+def _attend_split(job, scale, unit, split, s, records):  # type: ignore[no-untyped-def]
+    """Fill the records of all rows of a unit for one split."""
+    base = split * job.split_keys
+    first, last = max(unit.first_key, base), min(unit.last_key, base + job.split_keys)
+    if first < last:
+        _list_keys(job, unit, base, first, last, s.offsets)
+    for row in range(0, unit.num_rows, MAX_ROWS):
+        num_rows = min(MAX_ROWS, unit.num_rows - row)
+        _attend_rows(job, scale, unit, row, num_rows, base, s, records + row * job.record_bytes)
+
+
+@device_function
+def _merge(job, state, record):  # type: ignore[no-untyped-def]
+    """Fold a record into a state; see `merge_partials` for the algebra."""
+    peak_at, total_at = job.head_dim, job.head_dim + 1
+    record_total = read_float(record, total_at)
+    if record_total == 0:
+        return
+    state_total = read_float(state, total_at)
+    if state_total == 0:
+        copy_floats(state, record, job.head_dim + RECORD_EXTRA)
+        return
+    state_peak, record_peak = read_float(state, peak_at), read_float(record, peak_at)
+    peak = max(state_peak, record_peak)
+    state_weight = exp_scalar(state_peak - peak)
+    record_weight = exp_scalar(record_peak - peak)
+    blend(state, record, state_weight, record_weight, job.head_dim)
+    write_float(state, peak_at, peak)
+    write_float(state, total_at, state_weight * state_total + record_weight * record_total)
+
+
+@device_function
+def _merge_rows(job, unit, states, records):  # type: ignore[no-untyped-def]
+    for row in range(unit.num_rows):
+        _merge(job, states + row * job.record_bytes, records + row * job.record_bytes)
+
+
+@device_function
+def _clear(job, unit, states):  # type: ignore[no-untyped-def]
+    for row in range(unit.num_rows):
+        write_float(states + row * job.record_bytes, job.head_dim + 1, _ZERO)
+
+
+@device_function
+def _finish(job, unit, states):  # type: ignore[no-untyped-def]
+    """Write the result rows of a unit."""
+    for row in range(unit.num_rows):
+        state = states + row * job.record_bytes
+        token = unit.first_token + row // job.group_size
+        head = unit.kv_head * job.group_size + row % job.group_size
+        at = token * job.num_kv_heads * job.group_size + head
+        out = job.out + 4 * at * job.head_dim
+        total = read_float(state, job.head_dim + 1)
+        lse = _MINUS_INFINITY
+        if total == 0:
+            fill(out, 0, job.head_dim, _ZERO)
+        else:
+            scale_into(out, state, total, job.head_dim)
+            lse = read_float(state, job.head_dim) + np.float32(math.log(total))
+        if job.lse != 0:
+            write_float(job.lse, at, lse)
+
+
+@device_function
+def _run_whole(job, scale, index, s):  # type: ignore[no-untyped-def]
+    """Do a unit from its first split to its last."""
+    unit = _unit(job, index)
+    _clear(job, unit, s.states)
+    stop = (unit.last_key + job.split_keys - 1) // job.split_keys
+    for split in range(unit.first_key // job.split_keys, stop):
+        _attend_split(job, scale, unit, split, s, s.records)
+        _merge_rows(job, unit, s.states, s.records)
+    _finish(job, unit, s.states)
+
+
+@device_function
+def _run_split(job, scale, task, s):  # type: ignore[no-untyped-def]
+    """Do one split of a unit; whoever does the unit's last one merges them all."""
+    unit = _unit(job, task // job.grid)
+    slot_bytes = job.max_rows * job.record_bytes
+    slots = job.records + unit.index * job.grid * slot_bytes
+    split = task % job.grid
+    _attend_split(job, scale, unit, split, s, slots + split * slot_bytes)
+    if take_ticket(job.finished, unit.index) < job.grid - 1:
+        return
+    _clear(job, unit, s.states)
+    for done in range(job.grid):
+        _merge_rows(job, unit, s.states, slots + done * slot_bytes)
+    _finish(job, unit, s.states)
+
+
+@Kernel
+def attention_kernel(words: int) -> None:
+    """Run tasks until none is left."""
+    job = AttentionJob(*_read_job(words + 8 * FIRST_ARGUMENT))
+    scale = np.float32(read_double(words, _SCALE))
+    scratch = _scratch(job, take_ticket(words, NEXT_THREAD))
+    while True:
+        task = take_ticket(words, NEXT_TASK)
+        if task >= job.num_tasks:
+            break
+        if job.grid == 0:
+            _run_whole(job, scale, task, scratch)
+        else:
+            _run_split(job, scale, task, scratch)
+
+
+class StoreJob(NamedTuple):
+    """The arguments of `store_kernel`; see `AttentionJob` for the cache.
+
+    Attributes:
+        source_keys: float32 (num_tokens, num_kv_heads, head_dim), by the two strides.
+        source_values: likewise.
+        slots: int64 (num_tokens,).
+    """
+
+    num_tokens: int
+    num_kv_heads: int
+    head_dim: int
+    source_keys: int
+    key_token_bytes: int
+    key_head_bytes: int
+    source_values: int
+    value_token_bytes: int
+    value_head_bytes: int
+    slots: int
+    keys: int
+    values: int
+    block_bytes: int
+    head_bytes: int
+    token_bytes: int
+    block_size: int
+
+
+STORE_LAYOUT = "q" * len(StoreJob._fields)
+_read_store_job = words_reader(len(StoreJob._fields))
+_TOKENS_PER_TASK = 16
+
+
+@device_function
+def _store_token(job, token):  # type: ignore[no-untyped-def]
+    slot = read_word(job.slots, token)
+    at = slot // job.block_size * job.block_bytes + slot % job.block_size * job.token_bytes
+    for head in range(job.num_kv_heads):
+        key = job.source_keys + token * job.key_token_bytes + head * job.key_head_bytes
+        value = job.source_values + token * job.value_token_bytes + head * job.value_head_bytes
+        copy_floats(job.keys + at + head * job.head_bytes, key, job.head_dim)
+        copy_floats(job.values + at + head * job.head_bytes, value, job.head_dim)
+
+
+@Kernel
+def store_kernel(words: int) -> None:
+    """Write the keys and values of new tokens into their slots."""
+    job = StoreJob(*_read_store_job(words + 8 * FIRST_ARGUMENT))
+    while True:
+        first = take_ticket(words, NEXT_TASK) * _TOKENS_PER_TASK
+        if first >= job.num_tokens:
+            break
+        for token in range(first, min(first + _TOKENS_PER_TASK, job.num_tokens)):
+            _store_token(job, token)

@@ -1,0 +1,216 @@
+"""`Attention` for fp32 on the CPU, reading the KV store in place.
+
+Invariant: a result row has the same bits in decode and in any prefill chunk, alone and in any batch,
+for any placement of its blocks, either layout and any number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from evenflow.core.errors import ConfigError
+from evenflow.execution.batch import ForwardBatch
+from evenflow.execution.kernels.attention_kernels import (
+    ATTENTION_LAYOUT,
+    RECORD_EXTRA,
+    STORE_LAYOUT,
+    AttentionJob,
+    StoreJob,
+    attention_kernel,
+    scratch_bytes,
+    store_kernel,
+)
+from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
+from evenflow.execution.torch.kv_store import KVStore
+
+_UNLIMITED = 1 << 62
+_ROWS_PER_ITEM = 64
+_UNITS_PER_THREAD = 4  # with fewer units of work than this, splits are shared out as well
+_SPLIT_BYTES = 65_536  # of keys; with as many of values, a split stays in the second-level cache
+_STORE_SERIAL_BELOW = 16_384  # floats
+
+
+@dataclass(slots=True, frozen=True)
+class _Plan:
+    """How a batch is cut into work items; the same for all its layers.
+
+    Attributes:
+        items: (num_items, 3), int32: request, first token, number of tokens; the costliest first.
+        max_rows: rows of the largest item.
+        max_context: tokens of the longest request.
+    """
+
+    items: torch.Tensor
+    max_rows: int
+    max_context: int
+
+
+class CpuPagedAttention:
+    """Paged attention over an fp32 store. One thread at a time may use it.
+
+    Args:
+        store: the KV memory it writes to and reads from.
+
+    Raises:
+        ConfigError: the store is not fp32 on the CPU.
+    """
+
+    def __init__(self, store: KVStore) -> None:
+        if store.data.dtype != torch.float32 or store.data.device.type != "cpu":
+            raise ConfigError(
+                "CPU attention cannot read this KV store",
+                why=f"it holds {store.data.dtype} on {store.data.device}",
+                fix="use float32 on the cpu, or another attention back end",
+            )
+        self.store = store
+        # The size of a split decides the order of sums, so it depends on the model alone.
+        self._split_keys = max(32, min(1024, _SPLIT_BYTES // (4 * store.head_dim) // 8 * 8))
+        self._record_bytes = 4 * (store.head_dim + RECORD_EXTRA)
+        self._team = ThreadTeam()
+        self._attention_words = Arguments(ATTENTION_LAYOUT)
+        self._store_words = Arguments(STORE_LAYOUT)
+        self._planned: tuple[ForwardBatch, _Plan] | None = None
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._records = torch.empty(0, dtype=torch.uint8)
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Store the step's keys and values, then attend to all of them (see `Attention.attend`)."""
+        self._write(layer, k, v, batch)
+        return self._run(layer, q, batch, 0, _UNLIMITED, scale, window, None)
+
+    def partial(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        start: int,
+        stop: int,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend to stored positions `start` to `stop` only (see `Attention.partial`)."""
+        lse = torch.empty(q.shape[:2])
+        return self._run(layer, q, batch, start, stop, scale, window, lse), lse
+
+    def _write(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
+        keys, values = self.store.keys(layer), self.store.values(layer)
+        job = StoreJob(
+            num_tokens=k.shape[0],
+            num_kv_heads=k.shape[1],
+            head_dim=k.shape[2],
+            source_keys=k.data_ptr(),
+            key_token_bytes=4 * k.stride(0),
+            key_head_bytes=4 * k.stride(1),
+            source_values=v.data_ptr(),
+            value_token_bytes=4 * v.stride(0),
+            value_head_bytes=4 * v.stride(1),
+            slots=batch.slot_mapping.data_ptr(),
+            keys=keys.data_ptr(),
+            values=values.data_ptr(),
+            block_bytes=4 * keys.stride(0),
+            head_bytes=4 * keys.stride(1),
+            token_bytes=4 * keys.stride(2),
+            block_size=self.store.block_size,
+        )
+        serial = k.numel() < _STORE_SERIAL_BELOW
+        self._team.run(store_kernel, self._store_words.pack(*job), serial=serial)
+
+    def _run(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        start: int,
+        stop: int,
+        scale: float,
+        window: int | None,
+        lse: torch.Tensor | None,
+    ) -> torch.Tensor:
+        out = torch.empty(q.shape)
+        num_kv_heads = self.store.num_kv_heads
+        group_size = q.shape[1] // num_kv_heads
+        plan = self._plan(batch, group_size)
+        num_units = plan.items.shape[0] * num_kv_heads
+        num_threads = torch.get_num_threads()
+        grid = 0
+        if num_threads > 1 and num_units < _UNITS_PER_THREAD * num_threads:
+            grid = -(-min(plan.max_context, stop) // self._split_keys)
+        needed = scratch_bytes(self._split_keys, plan.max_rows, self._record_bytes)
+        self._scratch = _at_least(self._scratch, num_threads * needed)
+        self._records = _at_least(
+            self._records, num_units * grid * plan.max_rows * self._record_bytes
+        )
+        finished = torch.zeros(num_units, dtype=torch.int64)
+        keys = self.store.keys(layer)
+        job = AttentionJob(
+            query=q.data_ptr(),
+            query_token_bytes=4 * q.stride(0),
+            query_head_bytes=4 * q.stride(1),
+            positions=batch.positions.data_ptr(),
+            keys=keys.data_ptr(),
+            values=self.store.values(layer).data_ptr(),
+            block_bytes=4 * keys.stride(0),
+            head_bytes=4 * keys.stride(1),
+            token_bytes=4 * keys.stride(2),
+            block_size=self.store.block_size,
+            block_tables=batch.block_tables.data_ptr(),
+            table_width=batch.block_tables.stride(0),
+            items=plan.items.data_ptr(),
+            num_tasks=num_units * max(grid, 1),
+            num_kv_heads=num_kv_heads,
+            group_size=group_size,
+            head_dim=self.store.head_dim,
+            start=start,
+            stop=stop,
+            window=_UNLIMITED if window is None else window,
+            split_keys=self._split_keys,
+            grid=grid,
+            max_rows=plan.max_rows,
+            record_bytes=self._record_bytes,
+            records=self._records.data_ptr(),
+            finished=finished.data_ptr(),
+            scratch=self._scratch.data_ptr(),
+            scratch_bytes=needed,
+            out=out.data_ptr(),
+            lse=0 if lse is None else lse.data_ptr(),
+        )
+        self._team.run(attention_kernel, self._attention_words.pack(*job, scale))
+        return out
+
+    def _plan(self, batch: ForwardBatch, group_size: int) -> _Plan:
+        """Cut a batch into items, once for all layers."""
+        if self._planned is not None and self._planned[0] is batch:
+            return self._planned[1]
+        tokens_per_item = max(1, _ROWS_PER_ITEM // group_size)
+        starts, contexts = batch.query_starts.tolist(), batch.context_lens.tolist()
+        items = [
+            (request, first, min(tokens_per_item, starts[request + 1] - first))
+            for request in range(batch.num_requests)
+            for first in range(starts[request], starts[request + 1], tokens_per_item)
+        ]
+        items.sort(key=lambda item: -item[2] * contexts[item[0]])
+        plan = _Plan(
+            items=torch.tensor(items, dtype=torch.int32).view(-1, 3),
+            max_rows=group_size * max((item[2] for item in items), default=0),
+            max_context=max(contexts, default=0),
+        )
+        self._planned = (batch, plan)
+        return plan
+
+
+def _at_least(buffer: torch.Tensor, num_bytes: int) -> torch.Tensor:
+    """Return the buffer, or a new one if it is too small."""
+    return buffer if buffer.numel() >= num_bytes else torch.empty(num_bytes, dtype=torch.uint8)

@@ -1,0 +1,138 @@
+"""`Ops` for fp32 on the CPU: oneDNN linears and kernels whose rows never depend on other rows.
+
+Invariant: row i of every result has the same bits for any number of rows and of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from evenflow.execution.kernels import row_kernels
+from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
+from evenflow.execution.ops import Activation, Linear
+
+_SERIAL_BELOW = 16_384  # floats; under this much work, waking threads costs more than it gains
+_FALLBACK_ROWS = 16
+
+
+class CpuOps:
+    """Building blocks of a forward pass, fp32 on the CPU. One thread at a time may use it."""
+
+    def __init__(self) -> None:
+        self._team = ThreadTeam()
+        self._norm = Arguments(row_kernels.NORM_LAYOUT)
+        self._add_norm = Arguments(row_kernels.ADD_NORM_LAYOUT)
+        self._rotate = Arguments(row_kernels.ROTATE_LAYOUT)
+        self._gate = Arguments(row_kernels.GATE_LAYOUT)
+        self._gate_kernels = {
+            "silu": row_kernels.silu_kernel,
+            "gelu_tanh": row_kernels.gelu_tanh_kernel,
+        }
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        """Return x -> x @ weight.T + bias (see `Ops.linear`)."""
+        if torch.backends.mkldnn.is_available():
+            return _onednn_linear(weight, bias)
+        return _chunked_linear(weight, bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return x / sqrt(mean(x^2) + eps) * weight (see `Ops.rms_norm`)."""
+        dim = x.shape[-1]
+        rows = x if x.dim() == 3 else x.reshape(-1, 1, dim)
+        out = torch.empty(x.shape)
+        num_rows, num_groups = rows.shape[0], rows.shape[1]
+        row_bytes, group_bytes = 4 * rows.stride(0), 4 * rows.stride(1)
+        arguments = self._norm.pack(
+            num_rows,
+            rows.data_ptr(),
+            row_bytes,
+            group_bytes,
+            num_groups,
+            weight.data_ptr(),
+            out.data_ptr(),
+            dim,
+            eps,
+        )
+        self._team.run(row_kernels.norm_kernel, arguments, serial=_is_small(x))
+        return out
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """Add x into `residual` and return the norm of the sum (see `Ops.add_rms_norm`)."""
+        out = torch.empty(x.shape)
+        arguments = self._add_norm.pack(
+            x.shape[0],
+            x.data_ptr(),
+            4 * x.stride(0),
+            residual.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            x.shape[1],
+            eps,
+        )
+        self._team.run(row_kernels.add_norm_kernel, arguments, serial=_is_small(x))
+        return out
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Rotate each head's pairs in place (see `Ops.rotate`)."""
+        num_rows, num_heads, _ = x.shape
+        arguments = self._rotate.pack(
+            num_rows,
+            x.data_ptr(),
+            4 * x.stride(0),
+            4 * x.stride(1),
+            num_heads,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            4 * cos.stride(0),
+            cos.shape[1],
+        )
+        self._team.run(row_kernels.rotate_kernel, arguments, serial=_is_small(x))
+
+    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Return activation(gate) * up (see `Ops.gated`)."""
+        num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty((num_rows, width))
+        arguments = self._gate.pack(
+            num_rows, gate_up.data_ptr(), 4 * gate_up.stride(0), out.data_ptr(), width
+        )
+        self._team.run(self._gate_kernels[activation], arguments, serial=_is_small(out))
+        return out
+
+
+def _is_small(x: torch.Tensor) -> bool:
+    return x.numel() < _SERIAL_BELOW
+
+
+def _onednn_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    """Multiply by a weight packed once for oneDNN.
+
+    Its rows have the same bits for every number of rows but one: a single row takes another kernel
+    (matrix times vector) on AVX-512. So one row is sent as two, and the first is kept.
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+    multiply = torch.ops.mkldnn._linear_pointwise
+
+    def apply(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == 1:
+            return multiply(x.expand(2, -1).contiguous(), packed, bias, "none", [], "")[:1]  # type: ignore[no-any-return]
+        return multiply(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+
+    return apply
+
+
+def _chunked_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    """Multiply a fixed number of rows at a time, so that the library always takes the same path."""
+
+    def apply(x: torch.Tensor) -> torch.Tensor:
+        num_rows = x.shape[0]
+        padding = -num_rows % _FALLBACK_ROWS
+        padded = torch.nn.functional.pad(x, (0, 0, 0, padding))
+        chunks = [
+            torch.nn.functional.linear(chunk, weight, bias)
+            for chunk in padded.split(_FALLBACK_ROWS)
+        ]
+        return torch.cat(chunks)[:num_rows]
+
+    return apply

@@ -1,0 +1,81 @@
+"""Slow, obvious paged attention in float64: the oracle every back end is tested against."""
+
+from __future__ import annotations
+
+import torch
+
+from evenflow.execution.batch import ForwardBatch
+from evenflow.execution.torch.kv_store import KVStore
+
+
+class ReferenceAttention:
+    """`Attention` that gathers each request's keys and does the textbook softmax, on any device.
+
+    Args:
+        store: the KV memory it writes to and reads from.
+    """
+
+    def __init__(self, store: KVStore) -> None:
+        self.store = store
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Store the step's keys and values, then attend to all of them (see `Attention.attend`)."""
+        self.store.write(layer, k, v, batch.slot_mapping)
+        longest = int(batch.context_lens.max()) if batch.num_requests else 0
+        return self.partial(layer, q, batch, 0, longest, scale=scale, window=window)[0]
+
+    def partial(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        start: int,
+        stop: int,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend to stored positions `start` to `stop` only (see `Attention.partial`)."""
+        out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.full(q.shape[:2], -torch.inf, dtype=q.dtype, device=q.device)
+        for request in range(batch.num_requests):
+            rows = slice(int(batch.query_starts[request]), int(batch.query_starts[request + 1]))
+            last = min(stop, int(batch.context_lens[request]))
+            if rows.start == rows.stop or start >= last:
+                continue
+            where = torch.arange(start, last, device=q.device)
+            keys = self._gather(self.store.keys(layer), batch, request, where, q.shape[1])
+            values = self._gather(self.store.values(layer), batch, request, where, q.shape[1])
+            scores = torch.einsum("qhd,khd->qhk", q[rows].double(), keys) * scale
+            position = batch.positions[rows].view(-1, 1, 1)
+            hidden = where > position
+            if window is not None:
+                hidden |= where <= position - window
+            scores = scores.masked_fill(hidden, -torch.inf)
+            lse[rows] = torch.logsumexp(scores, -1).to(q.dtype)
+            weights = torch.nan_to_num(torch.softmax(scores, -1))  # all hidden: 0/0
+            out[rows] = torch.einsum("qhk,khd->qhd", weights, values).to(q.dtype)
+        return out, lse
+
+    def _gather(
+        self,
+        cache: torch.Tensor,
+        batch: ForwardBatch,
+        request: int,
+        where: torch.Tensor,
+        num_heads: int,
+    ) -> torch.Tensor:
+        """Return one request's entries, one per query head: (len(where), num_heads, head_dim)."""
+        block_ids = batch.block_tables[request].long()[where // self.store.block_size]
+        found = cache[block_ids, :, where % self.store.block_size].double()
+        return found.repeat_interleave(num_heads // self.store.num_kv_heads, dim=1)

@@ -1,0 +1,74 @@
+"""The seam between the model runner and the architectures.
+
+The runner lies below `evenflow.models` and must not know any of its modules; what it needs of a
+model is written down here.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from evenflow.execution.attention import Attention
+from evenflow.execution.batch import ForwardBatch
+
+
+class ModelShape(Protocol):
+    """The numbers of a model that size its KV memory and its batches."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that store keys and values."""
+        ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads per layer."""
+        ...
+
+    @property
+    def head_dim(self) -> int:
+        """Entries per head."""
+        ...
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Positions the model can tell apart: every position is below this number."""
+        ...
+
+
+class CausalLM(Protocol):
+    """A decoder-only language model whose KV lives in the attention back end it is called with.
+
+    Row i of both results depends on token i and the earlier tokens of its own request alone.
+    """
+
+    @property
+    def spec(self) -> ModelShape:
+        """Shape of the model."""
+        ...
+
+    def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
+        """Run the tokens of one step through all layers and store their keys and values.
+
+        Returns:
+            (num_tokens, hidden_size), the hidden states after the final norm.
+        """
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Score every token of the vocabulary as the next one.
+
+        Args:
+            hidden: (m, hidden_size), rows of the result of `forward`.
+
+        Returns:
+            (m, vocab_size).
+        """
+        ...

@@ -1,0 +1,1 @@
+"""The torch executor: KV tensors, batch preparation, sampling."""

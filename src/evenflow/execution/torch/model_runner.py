@@ -1,0 +1,135 @@
+"""Runs a model on step plans: lays out the batch, computes, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from evenflow.core.request import Request
+from evenflow.execution.attention import Attention
+from evenflow.execution.batch import ForwardBatch
+from evenflow.execution.model import CausalLM
+from evenflow.execution.torch.kv_store import KVStore
+from evenflow.execution.torch.sampler import sample, token_logprobs
+from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult, TokenLogprobs
+
+
+class ModelRunner:
+    """The executor that computes for real.
+
+    Args:
+        model: the network.
+        attention: attention over `store`.
+        store: the KV tensors.
+    """
+
+    def __init__(self, model: CausalLM, attention: Attention, store: KVStore) -> None:
+        self._model = model
+        self._attention = attention
+        self._store = store
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute the plan's tokens and sample where a request's tokens end."""
+        if plan.copies:
+            self._store.copy_blocks(plan.copies)
+        batch = build_batch(plan, self._store.block_size)
+        hidden = self._model.forward(batch, self._attention)
+        ends = np.cumsum(plan.num_new_tokens) - 1
+        sampling = [
+            index
+            for index, (request, count) in enumerate(
+                zip(plan.requests, plan.num_new_tokens, strict=True)
+            )
+            if request.num_computed_tokens + count == request.num_tokens
+        ]
+        result = StepResult([NO_TOKEN] * len(plan.requests))
+        self._prompt_logprobs(plan, hidden, ends, result)
+        if sampling:
+            logits = self._model.logits(hidden[torch.from_numpy(ends[sampling])])
+            self._sample(plan.requests, sampling, logits, result)
+        return result
+
+    def _sample(
+        self,
+        requests: Sequence[Request],
+        sampling: list[int],
+        logits: torch.Tensor,
+        result: StepResult,
+    ) -> None:
+        # A row with one NaN has NaN as its maximum.
+        damaged = torch.isnan(logits.amax(dim=-1)).tolist()
+        if any(damaged):
+            for index, is_damaged in zip(sampling, damaged, strict=True):
+                if is_damaged:
+                    result.failures[index] = "the model computed NaN for its next token"
+            sound = [row for row, is_damaged in enumerate(damaged) if not is_damaged]
+            sampling = [sampling[row] for row in sound]
+            logits = logits[sound]
+        chosen = [requests[index] for index in sampling]
+        wants = [row for row, r in enumerate(chosen) if r.sampling.logprobs is not None]
+        unmodified = logits[wants] if wants else logits
+        tokens = sample(logits, chosen)
+        for index, token_id in zip(sampling, tokens, strict=True):
+            result.token_ids[index] = token_id
+        if wants:
+            entries = token_logprobs(
+                unmodified,
+                [tokens[row] for row in wants],
+                [chosen[row].sampling.logprobs or 0 for row in wants],
+            )
+            for row, entry in zip(wants, entries, strict=True):
+                result.logprobs[sampling[row]] = entry
+
+    def _prompt_logprobs(
+        self, plan: StepPlan, hidden: torch.Tensor, ends: np.ndarray, result: StepResult
+    ) -> None:
+        """Score the prompt tokens that this step's rows predict."""
+        for index, (request, count) in enumerate(
+            zip(plan.requests, plan.num_new_tokens, strict=True)
+        ):
+            num_top = request.sampling.prompt_logprobs
+            first = request.num_computed_tokens
+            predicted = request.token_ids[first + 1 : first + count + 1]
+            predicted = predicted[: max(0, request.num_prompt_tokens - first - 1)]
+            if num_top is None or not predicted:
+                continue
+            start = int(ends[index]) - count + 1
+            logits = self._model.logits(hidden[start : start + len(predicted)].contiguous())
+            entries: list[TokenLogprobs] = token_logprobs(
+                logits, predicted, [num_top] * len(predicted)
+            )
+            result.prompt_logprobs[index] = entries
+
+
+def build_batch(plan: StepPlan, block_size: int) -> ForwardBatch:
+    """Lay out a plan's tokens, positions and blocks for a forward pass."""
+    counts = np.array(plan.num_new_tokens)
+    starts = np.array([request.num_computed_tokens for request in plan.requests])
+    query_starts = np.zeros(len(counts) + 1, dtype=np.int32)
+    np.cumsum(counts, out=query_starts[1:])
+    owner = np.repeat(np.arange(len(counts)), counts)
+    positions = np.arange(query_starts[-1]) + (starts - query_starts[:-1])[owner]
+
+    token_ids: list[int] = []
+    for request, count in zip(plan.requests, plan.num_new_tokens, strict=True):
+        first = request.num_computed_tokens
+        token_ids += request.token_ids[first : first + count]
+
+    context_lens = starts + counts
+    num_blocks = -(-context_lens // block_size)
+    block_tables = np.zeros((len(counts), int(num_blocks.max())), dtype=np.int32)
+    for row, (table, length) in enumerate(zip(plan.tables, num_blocks.tolist(), strict=True)):
+        block_tables[row, :length] = table.ids[:length]
+    slots = block_tables[owner, positions // block_size].astype(np.int64) * block_size
+    slots += positions % block_size
+    return ForwardBatch(
+        token_ids=torch.tensor(token_ids, dtype=torch.int64),
+        positions=torch.from_numpy(positions.astype(np.int64)),
+        slot_mapping=torch.from_numpy(slots),
+        query_starts=torch.from_numpy(query_starts),
+        context_lens=torch.from_numpy(context_lens.astype(np.int32)),
+        block_tables=torch.from_numpy(block_tables),
+    )

@@ -1,0 +1,205 @@
+"""Chooses tokens from logits, for a whole batch at once.
+
+Every row is treated by itself: no result depends on which rows stand beside it. For that reason
+sums over the vocabulary go through softmax and cumulative sums, whose order is fixed per row,
+and never through `torch.sum`, which splits a lone row over threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from evenflow.core import rng
+from evenflow.core.request import Request
+from evenflow.scheduling.plan import TokenLogprobs
+
+_FIRST_CANDIDATES = 256
+"""Tokens looked at first when top-p or min-p cut the tail; a flat row falls back to all of them."""
+
+
+def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
+    """Draw the next token of each request.
+
+    The order of operations is transformers': penalties, logit bias, min_tokens, temperature, then
+    top-k, top-p and min-p. The random number of output token i is a function of the request's seed and i.
+
+    Args:
+        logits: (num_requests, vocab_size), fp32; changed in place.
+        requests: whose rows these are.
+
+    Returns:
+        One token id per request.
+    """
+    for row, request in enumerate(requests):
+        _adjust(logits[row], request)
+    tokens: torch.Tensor = logits.argmax(dim=-1)
+    random_rows = [row for row, r in enumerate(requests) if not r.sampling.is_greedy]
+    if random_rows:
+        tokens[random_rows] = _draw(logits[random_rows], [requests[row] for row in random_rows])
+    chosen: list[int] = tokens.tolist()
+    return chosen
+
+
+def _adjust(row: torch.Tensor, request: Request) -> None:
+    """Apply what depends on a request's own history: penalties, bias, min_tokens."""
+    params = request.sampling
+    if params.has_penalties:
+        _penalise(row, request)
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias))
+        row[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype)
+    if request.num_output_tokens < params.min_tokens and request.stop_token_ids:
+        row[list(request.stop_token_ids)] = -torch.inf
+
+
+def _penalise(row: torch.Tensor, request: Request) -> None:
+    params = request.sampling
+    seen = torch.tensor(sorted(set(request.token_ids)))
+    values = row[seen]
+    row[seen] = torch.where(
+        values > 0, values / params.repetition_penalty, values * params.repetition_penalty
+    )
+    ids, counts = np.unique(
+        np.array(request.token_ids[request.num_prompt_tokens :], dtype=np.int64),
+        return_counts=True,
+    )
+    penalty = params.frequency_penalty * counts + params.presence_penalty
+    row[torch.from_numpy(ids)] -= torch.from_numpy(penalty).to(row.dtype)
+
+
+def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """Sample rows with a temperature. Returns (n,), int64."""
+    params = [request.sampling for request in requests]
+    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float64)
+    probabilities = torch.softmax(logits.double() / temperature.unsqueeze(1), dim=-1)
+    uniform = torch.from_numpy(
+        rng.uniform(
+            np.array([request.seed for request in requests], dtype=np.uint64),
+            np.array([request.num_output_tokens for request in requests], dtype=np.uint64),
+        )
+    )
+    tokens = torch.empty(len(requests), dtype=torch.int64)
+    cut = [p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0 for p in params]
+    whole_rows = [row for row, is_cut in enumerate(cut) if not is_cut]
+    if whole_rows:
+        tokens[whole_rows] = _invert(probabilities[whole_rows], uniform[whole_rows])
+    cut_rows = [row for row, is_cut in enumerate(cut) if is_cut]
+    if cut_rows:
+        tokens[cut_rows] = _draw_truncated(
+            probabilities[cut_rows], uniform[cut_rows], [requests[row] for row in cut_rows]
+        )
+    return tokens
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Invert the cumulative distribution: the first index whose running sum exceeds u * total.
+
+    Args:
+        weights: (n, k), float64, not negative; need not sum to one.
+        uniform: (n,), float64 in [0, 1).
+
+    Returns:
+        (n,), int64 indices, always of a positive weight.
+    """
+    cumulative = weights.cumsum(dim=-1)
+    threshold = uniform.unsqueeze(1) * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+    last_positive = (weights.shape[1] - 1) - weights.flip(1).gt(0).int().argmax(dim=1)
+    return torch.minimum(index, last_positive)
+
+
+def _draw_truncated(
+    probabilities: torch.Tensor, uniform: torch.Tensor, requests: Sequence[Request]
+) -> torch.Tensor:
+    """Sample rows cut by top-k, top-p or min-p. Returns (n,), int64."""
+    params = [request.sampling for request in requests]
+    vocab_size = probabilities.shape[1]
+    top_k = torch.tensor([min(p.top_k or vocab_size, vocab_size) for p in params])
+    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64)
+    min_p = torch.tensor([p.min_p for p in params], dtype=torch.float64)
+    tokens = torch.empty(len(requests), dtype=torch.int64)
+    todo = torch.arange(len(requests))
+    width = min(_FIRST_CANDIDATES, vocab_size)
+    while len(todo):
+        values, ids = _candidates(probabilities[todo], width)
+        kept = _truncate(values, top_k[todo], top_p[todo], min_p[todo], vocab_size)
+        # A row is settled when its cut fell inside the candidates.
+        settled = (top_k[todo] <= width) | ((top_k[todo] == vocab_size) & (kept[:, -1] == 0))
+        rows = todo[settled]
+        choice = _invert(kept[settled], uniform[rows])
+        tokens[rows] = ids[settled].gather(1, choice.unsqueeze(1)).squeeze(1)
+        todo = todo[~settled]
+        width = vocab_size
+    return tokens
+
+
+def _candidates(probabilities: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the `width` likeliest tokens, best first, equal ones by ascending id."""
+    values, ids = probabilities.topk(width, dim=-1, sorted=False)
+    ids, order = ids.sort(dim=-1)
+    values = values.gather(1, order)
+    values, order = values.sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _truncate(
+    values: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    vocab_size: int,
+) -> torch.Tensor:
+    """Zero what top-k, top-p (of the mass top-k left) or min-p (of the likeliest) cut off.
+
+    Args:
+        values: (n, width), float64, probabilities in descending order.
+        top_k: (n,), int64; vocab_size means no limit.
+        top_p: (n,), float64.
+        min_p: (n,), float64.
+        vocab_size: length of a whole row.
+    """
+    rank = torch.arange(values.shape[1])
+    kept = torch.where(rank < top_k.unsqueeze(1), values, 0.0)
+    cumulative = kept.cumsum(dim=-1)
+    mass = torch.where(top_k < vocab_size, cumulative[:, -1], 1.0)
+    before = cumulative - kept
+    keep = (before < (top_p * mass).unsqueeze(1)) & (values >= min_p.unsqueeze(1) * values[:, :1])
+    return torch.where(keep, kept, 0.0)
+
+
+def token_logprobs(
+    logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]
+) -> list[TokenLogprobs]:
+    """Return the log-probabilities of given tokens and of the likeliest ones.
+
+    Args:
+        logits: (n, vocab_size), fp32, as the model gave them.
+        token_ids: the token of each row.
+        num_top: how many of the likeliest to report for each row.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    ids = torch.tensor(token_ids).unsqueeze(1)
+    chosen = logprobs.gather(1, ids)
+    ranks = ((logprobs > chosen).int().cumsum(dim=-1)[:, -1] + 1).tolist()
+    width = max(num_top)
+    values, top_ids = _candidates(logprobs, width) if width else (logprobs[:, :0], ids[:, :0])
+    return [
+        TokenLogprobs(
+            token_id,
+            logprob,
+            rank,
+            tuple(zip(row_ids[:count], row_values[:count], strict=True)),
+        )
+        for token_id, logprob, rank, row_ids, row_values, count in zip(
+            token_ids,
+            chosen.squeeze(1).tolist(),
+            ranks,
+            top_ids.tolist(),
+            values.tolist(),
+            num_top,
+            strict=True,
+        )
+    ]

@@ -1,0 +1,354 @@
+"""KV memory as the scheduler sees it: requests ask for room, and get blocks.
+
+    admit ──▶ ensure ──▶ prepare_write ──▶ (the step runs) ──▶ commit ──▶ ensure ... ──▶ free
+
+Knows: which tokens have room, which full blocks can be found again, which blocks a fork shares.
+Does not know: why a request runs or stops; tensors. Requests are read, never changed.
+
+Invariants:
+    Only this component changes the pool, through its tables.
+    A full block that can be found never changes, nor does one that two requests hold.
+    A call that fails changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evenflow.core.errors import IntegrityError
+from evenflow.core.ids import BlockId, RequestId
+from evenflow.core.request import Request
+from evenflow.memory.block_groups import BlockGroups
+from evenflow.memory.block_pool import BlockPool
+from evenflow.memory.block_table import BlockTable
+from evenflow.memory.eviction import LRU, EvictionPolicy
+from evenflow.memory.prefix_cache import BlockHash, HashChain, root_hash
+
+_MIN_FIRST_GROUP_BLOCKS = 4
+_MIN_GROWTH_BLOCKS = 1
+
+
+@dataclass(slots=True, frozen=True)
+class KVCacheStats:
+    """Where the blocks are, and what the prefix cache was good for.
+
+    Attributes:
+        num_blocks: all of them: `num_free + num_used + num_reserved + num_evictable`.
+        num_free: hold nothing.
+        num_used: held by requests for tokens they have.
+        num_reserved: held by requests for tokens to come; can be taken back.
+        num_evictable: held by nobody, kept for their content.
+        num_cached: content can be found, whether held or evictable.
+        mean_extent_blocks: blocks per extent over all block tables, 0 without tables.
+        num_query_tokens: tokens of admitted requests, those resumed after a preemption apart.
+        num_hit_tokens: how many of these came out of the prefix cache.
+    """
+
+    num_blocks: int
+    num_free: int
+    num_used: int
+    num_reserved: int
+    num_evictable: int
+    num_cached: int
+    mean_extent_blocks: float
+    num_query_tokens: int
+    num_hit_tokens: int
+
+
+class KVCacheManager:
+    """The one component that changes KV memory.
+
+    Args:
+        num_blocks: blocks of KV memory.
+        block_size: tokens per block.
+        enable_prefix_caching: whether the content of full blocks is kept and found again.
+        initial_group_blocks: most blocks a request is given at once beyond its need.
+        eviction: order in which cached content is given up; LRU by default.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        enable_prefix_caching: bool = True,
+        initial_group_blocks: int = 60,
+        eviction: EvictionPolicy[BlockHash] | None = None,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self._pool = BlockPool(num_blocks, LRU() if eviction is None else eviction)
+        self._groups = BlockGroups(self._pool, block_size, initial_group_blocks)
+        self._tables = self._groups.tables
+        # Hashes of each request's blocks, kept from the first look at its prefix until `free`.
+        self._chains: dict[RequestId, HashChain] = {}
+        # Computed tokens at which the next block of a request is full and can be registered.
+        self._next_full: dict[RequestId, int] = {}
+        # Tokens before this may lie in blocks that a fork has too; dropped once written past.
+        self._shared_until: dict[RequestId, int] = {}
+        self._num_query_tokens = 0
+        self._num_hit_tokens = 0
+
+    @property
+    def num_available_blocks(self) -> int:
+        """Blocks a request could obtain at most: free, reserved by any request, or evictable."""
+        return self._groups.num_available
+
+    @property
+    def num_stealable_blocks(self) -> int:
+        """Blocks in the reserved tails of all requests."""
+        return self._groups.num_reserved
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that hold KV of live requests (0-1)."""
+        return 1 - self.num_available_blocks / self.num_blocks
+
+    @property
+    def has_shared_tables(self) -> bool:
+        """Whether any request may have to copy before it writes, because of a fork."""
+        return bool(self._shared_until)
+
+    def holds(self, request_id: RequestId) -> bool:
+        """Return whether the request has a block table."""
+        return request_id in self._tables
+
+    def table(self, request_id: RequestId) -> BlockTable:
+        """Return the block table of a request that has one."""
+        return self._tables[request_id]
+
+    def num_held_blocks(self, request_id: RequestId) -> int:
+        """Return the length of the request's table, shared and reserved blocks included."""
+        table = self._tables.get(request_id)
+        return 0 if table is None else table.num_blocks
+
+    def match_prefix(self, request: Request) -> int:
+        """Return how many leading tokens the prefix cache has for a request that holds nothing.
+
+        Whole blocks only, and never all tokens: the last one must be computed to have logits.
+        """
+        return len(self._find_prefix(request)) * self.block_size
+
+    def blocks_needed(self, request: Request, num_tokens: int) -> int:
+        """Return how many of the available blocks it takes to hold `num_tokens` tokens.
+
+        Blocks that count as available also count as needed, although the request may already have
+        or find them: its own reserved tail, and prefix hits that are evictable at present. So
+        `admit` and `ensure` succeed exactly if this is at most `num_available_blocks`. Copies on
+        write come on top.
+        """
+        table = self._tables.get(request.request_id)
+        if table is not None:
+            return max(0, self._num_blocks_for(num_tokens) - table.num_used_blocks)
+        return self._num_needed(self._find_prefix(request), num_tokens)
+
+    def admit(self, request: Request, num_running: int) -> int | None:
+        """Give a request what the prefix cache has of it, and room for all its tokens.
+
+        A fork, which holds blocks already, keeps them.
+
+        Args:
+            request: holds nothing, or was made by `fork`.
+            num_running: requests that share the memory at present.
+
+        Returns:
+            Leading tokens whose KV is there already, fewer than all; None, with nothing changed, if
+            there is not enough room to be had.
+        """
+        request_id, num_tokens = request.request_id, request.num_tokens
+        if request_id in self._tables:
+            num_forked_tokens = min(self._shared_until.get(request_id, 0), num_tokens - 1)
+            return num_forked_tokens if self.ensure(request_id, num_tokens) else None
+
+        hits = self._find_prefix(request)
+        if self._num_needed(hits, num_tokens) > self.num_available_blocks:
+            return None
+        max_num_blocks = self._num_blocks_for(request.max_num_tokens)
+        table = self._groups.create(request_id, hits, max_num_blocks)
+        self._groups.extend(
+            table,
+            self._num_blocks_for(num_tokens),
+            num_sharing=num_running + 1,
+            min_group_blocks=_MIN_FIRST_GROUP_BLOCKS,
+        )
+        self._next_full[request_id] = self._next_full_after(len(hits))
+        num_hit_tokens = len(hits) * self.block_size
+        if self.enable_prefix_caching and request.num_preemptions == 0:
+            self._num_query_tokens += num_tokens
+            self._num_hit_tokens += num_hit_tokens
+        return num_hit_tokens
+
+    def ensure(self, request_id: RequestId, num_tokens: int) -> bool:
+        """Make room for the first `num_tokens` tokens of a request that holds blocks.
+
+        Returns:
+            False, with nothing changed, if there is not enough room to be had.
+        """
+        table = self._tables[request_id]
+        if num_tokens <= table.capacity_tokens:
+            return True
+        num_blocks = self._num_blocks_for(num_tokens)
+        if num_blocks - table.num_used_blocks > self.num_available_blocks:
+            return False
+        self._groups.extend(
+            table,
+            num_blocks,
+            num_sharing=len(self._tables) + 1,
+            min_group_blocks=_MIN_GROWTH_BLOCKS,
+        )
+        return True
+
+    def prepare_write(
+        self, request_id: RequestId, first_token: int, num_tokens: int
+    ) -> list[tuple[BlockId, BlockId]] | None:
+        """Make private the blocks into which `num_tokens` tokens from `first_token` on will go.
+
+        There is something to do only while `has_shared_tables`.
+
+        Returns:
+            (source, destination) blocks to copy before the step writes anything, pair by pair in
+            the order in which they were returned; None, with nothing changed, if there is not
+            enough room to be had.
+        """
+        shared_until = self._shared_until.get(request_id)
+        if shared_until is None:
+            return []
+        table = self._tables[request_id]
+        stop_shared = self._num_blocks_for(shared_until)
+        stop = min(self._num_blocks_for(first_token + num_tokens), stop_shared)
+        start = first_token // self.block_size
+        sources = {
+            index: block_id
+            for index, block_id in enumerate(table.ids[start:stop].tolist(), start)
+            if self._pool.ref_count(block_id) > 1 or self._pool.is_cached(block_id)
+        }
+        if len(sources) > self.num_available_blocks:
+            return None
+        extents = self._groups.take(len(sources))
+        destinations = [block_id for extent in extents for block_id in extent.block_ids]
+        for index, destination in zip(sources, destinations, strict=True):
+            table.replace(index, destination)
+        self._pool.release(sources.values())
+        if stop == stop_shared:
+            del self._shared_until[request_id]
+        return list(zip(sources.values(), destinations, strict=True))
+
+    def fork(self, parent_id: RequestId, child_id: RequestId, num_tokens: int) -> None:
+        """Let a child hold the blocks with the first `num_tokens` tokens of its parent.
+
+        Both have the same tokens up to there, with their KV in memory. Whoever of them is first to
+        write into a block that both hold gets a copy from `prepare_write`.
+
+        Raises:
+            IntegrityError: the child holds blocks already, or the parent has no such tokens.
+        """
+        parent = self._tables[parent_id]
+        num_blocks = self._num_blocks_for(num_tokens)
+        if num_blocks > parent.num_used_blocks:
+            raise IntegrityError(
+                f"request {child_id} cannot share {num_tokens} tokens of {parent_id}",
+                why=f"that has room for {parent.capacity_tokens}",
+            )
+        shared: list[BlockId] = parent.ids[:num_blocks].tolist()
+        self._groups.create(child_id, shared, parent.max_num_blocks)
+        num_full_blocks = num_tokens // self.block_size
+        if self.enable_prefix_caching:
+            self._chains[child_id] = self._chains[parent_id].fork(num_full_blocks)
+        self._next_full[child_id] = min(
+            self._next_full[parent_id], self._next_full_after(num_full_blocks)
+        )
+        self._shared_until[child_id] = num_tokens
+        self._shared_until[parent_id] = max(num_tokens, self._shared_until.get(parent_id, 0))
+
+    def commit(self, request: Request, num_computed_tokens: int) -> None:
+        """Note that the KV of the first `num_computed_tokens` tokens is in memory.
+
+        Blocks that became full can be found by other requests from now on.
+        """
+        request_id = request.request_id
+        next_full = self._next_full[request_id]
+        if num_computed_tokens < next_full:
+            return
+        chain, table = self._chains[request_id], self._tables[request_id]
+        start, stop = next_full // self.block_size - 1, num_computed_tokens // self.block_size
+        for index, block_id in enumerate(table.ids[start:stop].tolist(), start):
+            self._pool.register(chain.hash_at(index, request.token_ids), block_id)
+        self._next_full[request_id] = self._next_full_after(stop)
+
+    def free(self, request_id: RequestId) -> None:
+        """Let go of all there is of a request, be it only the memory of having looked.
+
+        What is cached of it stays, evictable, until the room is needed.
+        """
+        self._chains.pop(request_id, None)
+        self._next_full.pop(request_id, None)
+        self._shared_until.pop(request_id, None)
+        if request_id in self._tables:
+            self._groups.drop(request_id)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached content that no request holds."""
+        self._pool.evict(self._pool.num_evictable)
+
+    def stats(self) -> KVCacheStats:
+        """Return where the blocks are at present."""
+        num_extents = sum(len(table.extents) for table in self._tables.values())
+        num_table_blocks = sum(table.num_blocks for table in self._tables.values())
+        return KVCacheStats(
+            num_blocks=self.num_blocks,
+            num_free=self._pool.num_free,
+            num_used=self.num_blocks - self.num_available_blocks,
+            num_reserved=self._groups.num_reserved,
+            num_evictable=self._pool.num_evictable,
+            num_cached=self._pool.num_cached,
+            mean_extent_blocks=num_table_blocks / num_extents if num_extents else 0.0,
+            num_query_tokens=self._num_query_tokens,
+            num_hit_tokens=self._num_hit_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Recount everything by brute force.
+
+        Raises:
+            IntegrityError: an invariant does not hold.
+        """
+        self._pool.check_integrity()
+        self._groups.check_integrity()
+        if self._next_full.keys() != self._tables.keys():
+            raise IntegrityError("the requests that commit are not those that hold blocks")
+        if not self._shared_until.keys() <= self._tables.keys():
+            raise IntegrityError("a request that holds nothing is marked as sharing")
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _num_needed(self, hits: Sequence[BlockId], num_tokens: int) -> int:
+        """Return `blocks_needed` for a request that holds nothing and finds `hits`."""
+        num_blocks = self._num_blocks_for(num_tokens)
+        return num_blocks - sum(self._pool.ref_count(hit) > 0 for hit in hits[:num_blocks])
+
+    def _next_full_after(self, num_full_blocks: int) -> int:
+        """Return the entry of `_next_full` once that many blocks are registered."""
+        if not self.enable_prefix_caching:
+            return sys.maxsize
+        return (num_full_blocks + 1) * self.block_size
+
+    def _find_prefix(self, request: Request) -> list[BlockId]:
+        """Return the longest chain of cached blocks that leaves a token to compute."""
+        if not self.enable_prefix_caching:
+            return []
+        chain = self._chains.get(request.request_id)
+        if chain is None:
+            chain = HashChain(self.block_size, root_hash(request.cache_salt))
+            self._chains[request.request_id] = chain
+        hits: list[BlockId] = []
+        token_ids = request.token_ids
+        for index in range((len(token_ids) - 1) // self.block_size):
+            block_id = self._pool.find(chain.hash_at(index, token_ids))
+            if block_id is None:
+                break
+            hits.append(block_id)
+        return hits

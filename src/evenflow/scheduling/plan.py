@@ -1,0 +1,69 @@
+"""What the scheduler hands to an executor, and what it gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from evenflow.core.ids import BlockId
+from evenflow.core.request import Request
+from evenflow.memory.block_table import BlockTable
+
+
+@dataclass(slots=True, frozen=True)
+class StepPlan:
+    """The work of one step.
+
+    Attributes:
+        requests: who computes, in batch order.
+        num_new_tokens: for each, how many tokens from `num_computed_tokens` on.
+        tables: for each, its block table.
+        copies: (source, destination) blocks to copy before anything is computed.
+    """
+
+    requests: list[Request]
+    num_new_tokens: list[int]
+    tables: list[BlockTable]
+    copies: list[tuple[BlockId, BlockId]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the step computes."""
+        return sum(self.num_new_tokens)
+
+
+@dataclass(slots=True, frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, from the model's unmodified logits.
+
+    Attributes:
+        token_id: the token that stands there.
+        logprob: its natural log-probability.
+        rank: 1 for the likeliest token.
+        top: the likeliest (token id, logprob) pairs, best first.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+NO_TOKEN = -1
+"""Stands in `StepResult.token_ids` for a request whose prefill is not done."""
+
+
+@dataclass(slots=True, frozen=True)
+class StepResult:
+    """What came out of a step. Indices are positions in `StepPlan.requests`.
+
+    Attributes:
+        token_ids: the sampled token of each request, or NO_TOKEN.
+        logprobs: of sampled tokens, for requests that asked.
+        prompt_logprobs: of the prompt tokens predicted in this step, for requests that asked.
+        failures: requests that cannot go on, with the reason in words.
+    """
+
+    token_ids: list[int]
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)

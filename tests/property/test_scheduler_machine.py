@@ -1,0 +1,123 @@
+"""Whatever comes and goes: budgets hold, decodes are served, prefill moves, nothing is lost."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.scripted_engine import make_engine, scripted_token
+
+from evenflow.core.sampling import SamplingParams
+from evenflow.engine.engine import completion_id
+
+TOKEN_BUDGET = 12
+MAX_NUM_SEQS = 5
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Drives an engine with little memory, and follows every completion from outside."""
+
+    @initialize(
+        policy=st.sampled_from(["fcfs", "priority"]),
+        num_blocks=st.sampled_from([12, 16, 40]),
+        caching=st.booleans(),
+    )
+    def start(self, policy: str, num_blocks: int, caching: bool) -> None:
+        self.engine, self.executor = make_engine(
+            policy=policy,
+            num_blocks=num_blocks,
+            block_size=4,
+            max_num_seqs=MAX_NUM_SEQS,
+            max_num_batched_tokens=TOKEN_BUDGET,
+            max_model_len=48,
+            enable_prefix_caching=caching,
+        )
+        self.count = 0
+        self.expected: dict[tuple[str, int], list[int]] = {}
+        self.received: dict[tuple[str, int], list[int]] = {}
+        self.ended: dict[tuple[str, int], str] = {}
+
+    @rule(
+        length=st.integers(1, 40),
+        family=st.integers(0, 2),
+        max_tokens=st.integers(1, 20),
+        priority=st.integers(0, 3),
+        n=st.sampled_from([1, 1, 3]),
+    )
+    def add(self, length: int, family: int, max_tokens: int, priority: int, n: int) -> None:
+        name = f"r{self.count}"
+        self.count += 1
+        prompt = [family * 100 + position for position in range(length)]
+        params = SamplingParams(max_tokens=max_tokens, n=n)
+        self.engine.add_request(name, prompt, params, priority=priority)
+        stop = min(length + max_tokens, 48)
+        for index in range(n):
+            own_id = completion_id(name, index)
+            self.expected[name, index] = [scripted_token(own_id, at) for at in range(length, stop)]
+            self.received[name, index] = []
+
+    @precondition(lambda self: self.engine.scheduler.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        own_id = data.draw(st.sampled_from(sorted(self.engine.scheduler.requests)))
+        assert self.engine.abort(own_id.split("#")[0])
+
+    @rule(steps=st.integers(1, 6))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self._step()
+
+    def _step(self) -> None:
+        scheduler = self.engine.scheduler
+        decoding = [
+            r.request_id for r in scheduler.running if r.num_tokens - r.num_computed_tokens == 1
+        ]
+        preempted_before = scheduler.num_preemptions
+        num_recorded = len(self.executor.steps)
+        for delta in self.engine.step():
+            key = (delta.request_id, delta.index)
+            assert key not in self.ended
+            if delta.token_id is not None:
+                self.received[key].append(delta.token_id)
+            if delta.finish_reason:
+                self.ended[key] = delta.finish_reason
+        if len(self.executor.steps) == num_recorded:
+            return
+        plan = self.executor.steps[-1]
+        assert sum(plan.values()) <= TOKEN_BUDGET
+        assert len(plan) <= MAX_NUM_SEQS
+        if scheduler.num_preemptions == preempted_before:
+            assert all(plan.get(own_id) == 1 for own_id in decoding), "a decode was passed over"
+        unfinished_prefill = [
+            r for r in scheduler.running if r.num_computed_tokens < r.num_tokens - 1
+        ]
+        if unfinished_prefill:
+            assert sum(plan.values()) == TOKEN_BUDGET, "tokens were left over beside a prefill"
+
+    @invariant()
+    def integrity(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(5000):
+            if not self.engine.has_work:
+                break
+            self._step()
+        assert not self.engine.has_work, "the engine does not come to an end"
+        for key, tokens in self.expected.items():
+            if self.ended[key] == "abort":
+                assert self.received[key] == tokens[: len(self.received[key])]
+            else:
+                assert (self.received[key], self.ended[key]) == (tokens, "length")
+        kv = self.engine.scheduler.kv
+        kv.reset_prefix_cache()
+        assert kv.stats().num_free == kv.num_blocks
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=120, stateful_step_count=25, deadline=None, derandomize=True
+)
+TestSchedulerMachine = SchedulerMachine.TestCase
