@@ -12,7 +12,7 @@ The last line on stdout is one JSON object:
     overhead_ratio: by number of requests, the share of evenflow's step time spent in scheduling,
         update and emit.
 
-Peers: transformers (`pip install evenflow[hf]`), `generate` in fp32 on the same dequantised weights.
+Peers: transformers (`pip install evenflow[hf]`), `generate` in fp32 on the same weights.
 
 Usage: python benchmarks/cpu_serving.py [--quick] [--peers transformers] [--requests 1,8,32]
 """
@@ -128,7 +128,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--quick", action="store_true", help="a small run, under 50 s")
     args = parser.parse_args()
-    requests = [int(text) for text in (args.requests or ("1,8" if args.quick else "1,8,32")).split(",")]
+    requests = [
+        int(text) for text in (args.requests or ("1,8" if args.quick else "1,8,32")).split(",")
+    ]
     prompt_tokens = args.prompt_tokens or (32 if args.quick else 128)
     output_tokens = args.output_tokens or (24 if args.quick else 128)
     rounds = args.rounds or (2 if args.quick else 3)

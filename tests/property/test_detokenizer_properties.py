@@ -6,9 +6,9 @@ import re
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support.small_tokenizers import LINES, byte_level_backend, sentencepiece_backend
 
 from evenflow.tokenization.tokenizer import SpecialTokens, Tokenizer
+from support.small_tokenizers import LINES, byte_level_backend, sentencepiece_backend
 
 BYTE_LEVEL = byte_level_backend()
 MARKED = sentencepiece_backend(add_space_prefix=False)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.gguf_files import write_tiny
 
 from evenflow.core.errors import EvenflowError, ModelFormatError
 from evenflow.core.gguf_file import GGUFFile
 from evenflow.models.weights.gguf_spec import spec_from_gguf
+from support.gguf_files import write_tiny
 
 
 @pytest.fixture(scope="module")

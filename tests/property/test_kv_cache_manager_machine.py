@@ -142,7 +142,9 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         return copies
 
     @rule(
-        tokens=TOKENS, salt=st.sampled_from(["", "", "", "other"]), num_more_tokens=st.integers(1, 8)
+        tokens=TOKENS,
+        salt=st.sampled_from(["", "", "", "other"]),
+        num_more_tokens=st.integers(1, 8),
     )
     def arrive(self, tokens: list[int], salt: str, num_more_tokens: int) -> None:
         request = self.new_request(tokens, salt, num_more_tokens)
@@ -179,30 +181,34 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data(), chunk=st.integers(1, 20), keep_copies_of_preempted=st.booleans())
     def step(self, data: st.DataObject, chunk: int, keep_copies_of_preempted: bool) -> None:
-        """Plan, copy, write, commit: some requests get a chunk of their tokens."""
+        """Make room, copy, write, commit: every running request gets a chunk of its tokens."""
         plan: dict[RequestId, list[tuple[BlockId, BlockId]]] = {}
         for request in tuple(self.running):
-            count = min(chunk, request.num_tokens - request.num_computed_tokens)
             while request in self.running:
-                if self.try_ensure(request, request.num_computed_tokens + count):
-                    copies = self.try_prepare_write(request, count)
-                    if copies is not None:
-                        plan[request.request_id] = copies
-                        break
+                copies = self.try_to_plan(request, self.chunk_of(request, chunk))
+                if copies is not None:
+                    plan[request.request_id] = copies
+                    break
                 self.preempt(data.draw(st.sampled_from(self.running)))
-
         survivors = {request.request_id for request in self.running}
         for request_id, copies in plan.items():
             if request_id in survivors or keep_copies_of_preempted:
                 for source, destination in copies:
                     self.copy(source, destination)
         for request in tuple(self.running):
-            self.compute(request, min(chunk, request.num_tokens - request.num_computed_tokens))
-            if request.num_computed_tokens == request.num_tokens:
-                if request.num_tokens == request.max_num_tokens:
-                    self.drop(request)
-                else:
-                    request.token_ids.append(data.draw(st.integers(0, 1)))
+            self.compute(request, self.chunk_of(request, chunk))
+            if request.num_computed_tokens == request.max_num_tokens:
+                self.drop(request)
+            elif request.num_computed_tokens == request.num_tokens:
+                request.token_ids.append(data.draw(st.integers(0, 1)))
+
+    def chunk_of(self, request: Request, chunk: int) -> int:
+        return min(chunk, request.num_tokens - request.num_computed_tokens)
+
+    def try_to_plan(self, request: Request, count: int) -> list[tuple[BlockId, BlockId]] | None:
+        if self.try_ensure(request, request.num_computed_tokens + count):
+            return self.try_prepare_write(request, count)
+        return None
 
     def copy(self, source: BlockId, destination: BlockId) -> None:
         for offset in range(self.block_size):

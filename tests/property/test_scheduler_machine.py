@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.scripted_engine import make_engine, scripted_token
 
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import completion_id
+from support.scripted_engine import make_engine, scripted_token
 
 TOKEN_BUDGET = 12
 MAX_NUM_SEQS = 5

@@ -36,9 +36,7 @@ def byte_level_backend() -> tokenizers.Tokenizer:
 def sentencepiece_backend(*, add_space_prefix: bool) -> tokenizers.Tokenizer:
     """Train BPE on marked spaces, with a token for each byte."""
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    backend = tokenizers.Tokenizer(
-        models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", MARK)]
     decoding: list[decoders.Decoder] = [
         decoders.Replace(MARK, " "),

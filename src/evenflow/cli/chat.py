@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from evenflow.cli.loading import load_llm
 from evenflow.cli.options import config_options
 from evenflow.cli.sampling import sampling_options
 from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
@@ -27,9 +28,7 @@ _HELP = "/clear forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops
 @click.option("--system", help="System prompt.")
 def chat(loaded: Loaded, params: SamplingParams, prompt: str | None, system: str | None) -> None:
     """Talk to MODEL. Answers appear as they are generated."""
-    from evenflow.engine.llm import LLM
-
-    llm = LLM(config=loaded.config)
+    llm = load_llm(loaded.config)
     opening = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
         text = sys.stdin.read() if prompt == "-" else prompt
@@ -39,9 +38,9 @@ def chat(loaded: Loaded, params: SamplingParams, prompt: str | None, system: str
     _converse(llm, opening, params)
 
 
-def _converse(llm: LLM, opening: list[Mapping[str, str]], params: SamplingParams) -> None:
+def _converse(llm: LLM, opening: Sequence[Mapping[str, str]], params: SamplingParams) -> None:
     """Read, answer, remember, until the user leaves."""
-    messages = list(opening)
+    messages: list[Mapping[str, str]] = list(opening)
     while True:
         try:
             line = click.prompt(click.style(">", bold=True), prompt_suffix=" ", err=True).strip()
@@ -65,7 +64,7 @@ def _converse(llm: LLM, opening: list[Mapping[str, str]], params: SamplingParams
                 messages.append({"role": "assistant", "content": text})
 
 
-def _answer(llm: LLM, messages: list[Mapping[str, str]], params: SamplingParams) -> str:
+def _answer(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingParams) -> str:
     """Stream one answer to stdout and return it; Ctrl-C keeps what has come so far."""
     pieces = []
     stream = llm.stream_chat(messages, params)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from evenflow.cli.loading import load_llm
 from evenflow.cli.options import config_options
 from evenflow.cli.sampling import sampling_options
 from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
@@ -24,10 +25,8 @@ def complete(loaded: Loaded, params: SamplingParams, prompt: str, as_json: bool)
     Only the completion goes to stdout, so scripts can rely on it. Greedy unless --temperature is
     given. The prompt is taken as it is, without a chat template; see `evenflow chat -p` for one.
     """
-    from evenflow.engine.llm import LLM
-
     text = sys.stdin.read() if prompt == "-" else prompt
-    llm = LLM(config=loaded.config)
+    llm = load_llm(loaded.config)
     (output,) = llm.generate(text, params)
     (completion, *_) = output.outputs
     if not as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from evenflow.cli.loading import transfer_bar
 from evenflow.cli.options import config_options
 from evenflow.config import Loaded, PathsConfig
 
@@ -19,9 +20,6 @@ def pull(loaded: Loaded, name: str) -> None:
     """
     from evenflow.models.sources import resolve
 
-    files = resolve(name, cache_dir=loaded.config.paths.cache, progress=_report)
+    with transfer_bar() as report:
+        files = resolve(name, cache_dir=loaded.config.paths.cache, progress=report)
     click.echo(str(files.path))
-
-
-def _report(message: str) -> None:
-    click.echo(message, err=True)

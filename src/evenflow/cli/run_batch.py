@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from evenflow.cli.loading import load_llm
 from evenflow.cli.options import config_options
 from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
 
@@ -36,11 +37,10 @@ def run_batch(loaded: Loaded, input_file: Path, output_file: Path) -> None:
     again answers what is missing and nothing twice.
     """
     from evenflow.engine.batch_file import BatchRun
-    from evenflow.engine.llm import LLM
 
     run = BatchRun(input_file, output_file, time.time)
     if run.num_missing:
-        llm = LLM(config=loaded.config)
+        llm = load_llm(loaded.config)
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("requests", total=run.num_lines, completed=run.num_done)
             for _ in run.answer(llm):

@@ -65,7 +65,9 @@ class InvalidRequestError(EvenflowError):
 
     code = "invalid_request"
 
-    def __init__(self, what: str, *, param: str | None = None, why: str = "", fix: str = "") -> None:
+    def __init__(
+        self, what: str, *, param: str | None = None, why: str = "", fix: str = ""
+    ) -> None:
         super().__init__(what, why=why, fix=fix)
         self.param = param
 

@@ -1,12 +1,12 @@
 """The life of a request, as an enum and a table of legal moves.
 
-    WAITING ──▶ RUNNING ──▶ FINISHED_STOPPED | FINISHED_LENGTH
-       ▲  │        │  │
-       │  │        │  └──▶ FINISHED_ABORTED | FINISHED_ERROR
-       │  │        ▼
-       │  │    PREEMPTED ──▶ RUNNING
-       │  │        │
-       │  └────────┴─────▶ FINISHED_ABORTED | FINISHED_ERROR
+WAITING ──▶ RUNNING ──▶ FINISHED_STOPPED | FINISHED_LENGTH
+   ▲  │        │  │
+   │  │        │  └──▶ FINISHED_ABORTED | FINISHED_ERROR
+   │  │        ▼
+   │  │    PREEMPTED ──▶ RUNNING
+   │  │        │
+   │  └────────┴─────▶ FINISHED_ABORTED | FINISHED_ERROR
 """
 
 from __future__ import annotations

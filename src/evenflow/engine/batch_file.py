@@ -51,9 +51,7 @@ class BatchRun:
         num_failed: those of them with an error.
     """
 
-    def __init__(
-        self, input_path: Path, output_path: Path, unix_time: Callable[[], float]
-    ) -> None:
+    def __init__(self, input_path: Path, output_path: Path, unix_time: Callable[[], float]) -> None:
         self._unix_time = unix_time
         self._input_path = input_path
         self._output_path = output_path

@@ -142,9 +142,7 @@ def _plan_kv(config: EvenflowConfig, spec: ModelSpec, max_model_len: int) -> KVP
     bytes_per_block = KVStore.bytes_per_block(
         spec.num_layers, spec.num_kv_heads, spec.head_dim, block_size
     )
-    num_parameters = sum(
-        torch.Size(shape).numel() for shape in tensor_shapes(spec).values()
-    )
+    num_parameters = sum(torch.Size(shape).numel() for shape in tensor_shapes(spec).values())
     free_bytes = max(0, psutil.virtual_memory().available - num_parameters * _FP32_BYTES)
     if config.cache.num_blocks_override is not None:
         num_bytes = config.cache.num_blocks_override * bytes_per_block

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from evenflow.core.errors import InvalidRequestError
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.build import Runtime, build_runtime
 from evenflow.engine.outputs import CompletionOutput, Delta, RequestOutput
+from evenflow.models.progress import Progress as LoadProgress
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -25,6 +26,7 @@ class LLM:
     Args:
         model: a short name, a path, a `.gguf` file or a Hugging Face id.
         config: a whole configuration; `model` and `settings` are then taken from it.
+        progress: told how far fetching and preparing the model are.
         settings: any option of `docs/configuration.md` by its name, such as `max_num_seqs=8`.
 
     Raises:
@@ -32,11 +34,16 @@ class LLM:
     """
 
     def __init__(
-        self, model: str = "smollm2", *, config: EvenflowConfig | None = None, **settings: object
+        self,
+        model: str = "smollm2",
+        *,
+        config: EvenflowConfig | None = None,
+        progress: LoadProgress | None = None,
+        **settings: object,
     ) -> None:
         if config is None:
             config = load_config({"model": model, **settings}).config
-        self._runtime: Runtime = build_runtime(config)
+        self._runtime: Runtime = build_runtime(config, progress=progress)
         self.engine = self._runtime.engine
         self.tokenizer = self._runtime.tokenizer
         self._ids = (f"req-{number}" for number in itertools.count())
@@ -91,7 +98,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: int = 0,
-    ) -> Iterator[tuple[int, Delta]]:
+    ) -> Generator[tuple[int, Delta]]:
         """Complete prompts and yield (index of the prompt, what was added) as it comes.
 
         Leaving the iterator early aborts what still runs.
@@ -105,12 +112,12 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: int = 0,
-    ) -> Iterator[tuple[int, Delta]]:
+    ) -> Generator[tuple[int, Delta]]:
         """Answer conversations and yield (index of the conversation, what was added)."""
         batch = [self.render_chat(conversation) for conversation in _as_conversations(messages)]
         return self._stream(self._add(batch, sampling_params, priority))
 
-    def render_chat(self, messages: Sequence[Message], **template_args: object) -> list[int]:
+    def render_chat(self, messages: Sequence[Message], **template_args: Any) -> list[int]:
         """Return the token ids of a conversation up to where the model's answer begins."""
         return self.tokenizer.encode_chat(messages, **template_args)
 
@@ -145,7 +152,7 @@ class LLM:
             raise
         return outputs
 
-    def _stream(self, outputs: list[RequestOutput]) -> Iterator[tuple[int, Delta]]:
+    def _stream(self, outputs: list[RequestOutput]) -> Generator[tuple[int, Delta]]:
         """Step until `outputs` are complete. Deltas of other streams wait in their inbox."""
         try:
             while not all(output.finished for output in outputs):

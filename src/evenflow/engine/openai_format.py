@@ -161,9 +161,10 @@ def _completion_prompt(
     raise InvalidRequestError("prompt must be a text or a list of token ids", param="prompt")
 
 
-_PROMPTS: dict[
-    str, Callable[[Mapping[str, Any], Tokenizer], tuple[str | None, list[int]]]
-] = {CHAT: _chat_prompt, COMPLETIONS: _completion_prompt}
+_PROMPTS: dict[str, Callable[[Mapping[str, Any], Tokenizer], tuple[str | None, list[int]]]] = {
+    CHAT: _chat_prompt,
+    COMPLETIONS: _completion_prompt,
+}
 
 
 def _chat_choice(

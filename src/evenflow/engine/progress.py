@@ -60,13 +60,9 @@ class CompletionProgress:
         request = self.request
         if self._detokenizer is None:
             return
-        hidden = (
-            request.stop_reason is not None and not request.sampling.include_stop_str_in_output
-        )
+        hidden = request.stop_reason is not None and not request.sampling.include_stop_str_in_output
         self.piece = "" if hidden else self._detokenizer.push(token_id)
-        if self._matcher is not None and (
-            request.num_output_tokens >= request.sampling.min_tokens
-        ):
+        if self._matcher is not None and (request.num_output_tokens >= request.sampling.min_tokens):
             self.piece, self.matched = self._matcher.push(self.piece)
         if request.is_finished and self.matched is None:
             self.piece += self._flush()

@@ -68,8 +68,9 @@ def merge_partials(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine attention over two disjoint sets of keys into attention over their union.
 
-    With m = max(lse_a, lse_b) and w_i = exp(lse_i - m): out = (w_a out_a + w_b out_b) / (w_a + w_b),
-    lse = m + log(w_a + w_b) (FlashAttention-2, arXiv 2307.08691, section 3.1.1).
+    With m = max(lse_a, lse_b) and w_i = exp(lse_i - m):
+    out = (w_a out_a + w_b out_b) / (w_a + w_b) and lse = m + log(w_a + w_b)
+    (FlashAttention-2, arXiv 2307.08691, section 3.1.1).
 
     Args:
         out_a: (..., head_dim).

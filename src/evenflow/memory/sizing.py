@@ -6,6 +6,7 @@ Does not know: the model; how the bytes are configured or found free.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evenflow.core.errors import KVMemoryError
@@ -46,12 +47,13 @@ class KVPlan:
 
     def description(self) -> str:
         """Return the prediction as one line for the log."""
-        lengths = [n for n in _EXAMPLE_LENGTHS if n < self.max_model_len]
-        fits = [f"{self.num_requests_of(self.max_model_len):,} of {self.max_model_len:,} tokens"]
-        fits += [f"{self.num_requests_of(length):,} of {length:,}" for length in lengths]
+        longest = f"{self.num_requests_of(self.max_model_len):,} requests of {self.max_model_len:,}"
+        shorter = [n for n in _EXAMPLE_LENGTHS if n < self.max_model_len]
+        others = [f"{self.num_requests_of(length):,} of {length:,}" for length in shorter]
+        fits = _either([f"{longest} tokens", *others])
         return (
             f"{format_bytes(self.num_bytes)} in {self.num_blocks:,} blocks of {self.block_size} "
-            f"hold {self.num_tokens:,} tokens: requests that fit at once are {', or '.join(fits)}"
+            f"hold {self.num_tokens:,} tokens: enough at once for {fits}"
         )
 
 
@@ -99,9 +101,9 @@ def format_bytes(num_bytes: int) -> str:
     size = float(num_bytes)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
-            return f"{size:.4g} {unit}"
+            return f"{round(size, 2):g} {unit}"
         size /= 1024
-    return f"{size:.4g} TiB"
+    return f"{round(size, 2):g} TiB"
 
 
 def _remedy(plan: KVPlan, needed_bytes: int, free_bytes: int | None) -> str:
@@ -112,8 +114,14 @@ def _remedy(plan: KVPlan, needed_bytes: int, free_bytes: int | None) -> str:
     if plan.num_tokens:
         remedies.append(f"--max-model-len to at most {plan.num_tokens}")
     if not remedies:
-        return f"Free at least {format_bytes(needed_bytes)} of memory, or choose a smaller model"
-    return f"Set {' or '.join(remedies)}"
+        return f"Free at least {format_bytes(needed_bytes)} of memory or choose a smaller model"
+    return f"Set {_either(remedies)}"
+
+
+def _either(choices: Sequence[str]) -> str:
+    """Return the choices as a phrase: `a, b or c`."""
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _ceil_div(dividend: int, divisor: int) -> int:

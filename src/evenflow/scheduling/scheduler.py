@@ -108,9 +108,7 @@ class Scheduler:
             elif len(tokens) >= request.max_num_tokens:
                 self.finish(request, RequestStatus.FINISHED_LENGTH, now_s, "length limit")
 
-    def finish(
-        self, request: Request, status: RequestStatus, now_s: float, cause: str
-    ) -> None:
+    def finish(self, request: Request, status: RequestStatus, now_s: float, cause: str) -> None:
         """End a request and free all it holds at once."""
         if request.status is RequestStatus.RUNNING:
             self.running.remove(request)

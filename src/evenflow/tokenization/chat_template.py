@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import NoReturn
 
 import jinja2
+import jinja2.exceptions
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
@@ -69,6 +70,14 @@ class _GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """jinja's sandbox, which otherwise prints nothing for what it does not allow."""
+
+    def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
+        kind = type(obj).__name__
+        raise jinja2.exceptions.SecurityError(f"a template may not touch {attribute!r} of {kind}")
+
+
 class ChatTemplate:
     """One compiled template.
 
@@ -88,7 +97,7 @@ class ChatTemplate:
         *,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[jinja2.ext.loopcontrols, _GenerationTag],

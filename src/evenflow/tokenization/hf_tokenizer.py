@@ -2,6 +2,9 @@
 
 Knows: `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`.
 Does not know: how the directory came here.
+
+`tokenizer.json` alone says what is put around a text; the config's `add_bos_token` is older than it
+and not read, as in transformers.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 
 from evenflow.core.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
 from evenflow.tokenization.tokenizer import SpecialTokens, Tokenizer
@@ -42,7 +45,6 @@ def from_directory(path: Path, *, chat_template: str | None = None) -> Tokenizer
     names = {name: text for name in _NAMES if (text := _token_text(config.get(name)))}
     known = [text for text in names.values() if backend.token_to_id(text) is not None]
     backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in known])
-    _surround(backend, config, names)
     if chat_template is None:
         chat_template = _own_chat_template(path, config)
     return Tokenizer(backend, _special_tokens(backend, names), chat_template)
@@ -53,21 +55,6 @@ def _special_tokens(backend: tokenizers.Tokenizer, names: Mapping[str, str]) -> 
     return SpecialTokens(bos_id=ids.get("bos_token"), eos_id=ids.get("eos_token"), names=names)
 
 
-def _surround(
-    backend: tokenizers.Tokenizer, config: Mapping[str, object], names: Mapping[str, str]
-) -> None:
-    """Follow `add_bos_token` and `add_eos_token`; without them `tokenizer.json` has the say."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    template, special = ["$A"], []
-    for name, is_front in (("bos_token", True), ("eos_token", False)):
-        token_id = backend.token_to_id(names[name]) if name in names else None
-        if config.get(f"add_{name}") and token_id is not None:
-            template.insert(0 if is_front else len(template), names[name])
-            special.append((names[name], token_id))
-    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
-
-
 def _own_chat_template(path: Path, config: Mapping[str, object]) -> str | None:
     """Return the template: its own file first, then the config's, there perhaps one of several."""
     file = path / "chat_template.jinja"
@@ -75,7 +62,8 @@ def _own_chat_template(path: Path, config: Mapping[str, object]) -> str | None:
         return file.read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = {item["name"]: item["template"] for item in template}.get("default")
+        named = [item for item in template if isinstance(item, dict)]
+        template = {item.get("name"): item.get("template") for item in named}.get("default")
     return template if isinstance(template, str) else None
 
 

@@ -83,7 +83,7 @@ class Spelling:
         if kinds == ["ByteLevel"]:
             return cls(_byte_level, marks_each_byte=False, num_stripped_spaces=0)
         strip: dict[str, Any] = {"content": " ", "start": 0, "stop": 0}
-        if kinds[-1] == "Strip":
+        if kinds[-1:] == ["Strip"]:
             strip = steps.pop()
         is_sentencepiece = (
             kinds[:3] == ["Replace", "ByteFallback", "Fuse"]

@@ -109,7 +109,9 @@ class Tokenizer:
             return backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequestError(
-                "the prompt is not valid Unicode", param="prompt", why=f"{error}"
+                "the prompt cannot be encoded",
+                param="prompt",
+                why="it must be a string without halves of surrogate pairs",
             ) from error
 
     def encode_chat(

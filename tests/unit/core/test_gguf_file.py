@@ -9,10 +9,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from support.gguf_files import write_gguf, write_tiny
 
 from evenflow.core.errors import ModelFormatError, ModelNotFoundError
 from evenflow.core.gguf_file import GGML_TYPES, GGUFFile
+from support.gguf_files import write_gguf, write_tiny
 
 
 def assert_equal_to_reference(path: Path) -> None:

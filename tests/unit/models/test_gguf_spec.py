@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.gguf_files import HEAD_DIM, random_tensors, write_gguf, write_tiny
 
 from evenflow.core.errors import ModelFormatError, UnsupportedModelError
 from evenflow.core.gguf_file import GGUFFile
 from evenflow.models.spec import ModelSpec, MoeSpec, RopeScaling
 from evenflow.models.weights.gguf_spec import spec_from_gguf
+from support.gguf_files import HEAD_DIM, random_tensors, write_gguf, write_tiny
 
 
 def spec_of(path: Path, architecture: str, **entries: object) -> ModelSpec:
@@ -152,13 +152,17 @@ def test_spec_from_gguf_refuses_other_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "error", "why"),
     [
-        ({"rope__scaling__type": "longrope", "rope__scaling__factor": 2.0}, UnsupportedModelError, "longrope"),
+        (
+            {"rope__scaling__type": "longrope", "rope__scaling__factor": 2.0},
+            UnsupportedModelError,
+            "longrope",
+        ),
         ({"rope__dimension_count": 8}, UnsupportedModelError, "rotates 8"),
         ({"expert_count": [1, 2]}, UnsupportedModelError, "differs between layers"),
         ({"rope__freq_base": -1.0}, ModelFormatError, "positive"),
         ({"rope__freq_base": "big"}, ModelFormatError, "number"),
     ],
-)  # fmt: skip
+)
 def test_spec_from_gguf_refuses(
     tmp_path: Path, entries: dict[str, object], error: type[Exception], why: str
 ) -> None:
@@ -168,7 +172,7 @@ def test_spec_from_gguf_refuses(
 
 def test_spec_from_gguf_lists_architectures_when_unknown(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", "mamba", {})
-    with pytest.raises(UnsupportedModelError, match="'mamba'.*llama, qwen2, qwen3"):
+    with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama, qwen2, qwen3"):
         spec_from_gguf(GGUFFile(path))
 
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from support.scripted_engine import make_engine, scripted_token
 
 from evenflow.core.events import EventKind
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.status import RequestStatus
+from support.scripted_engine import make_engine, scripted_token
 
 
 def prompt(length: int, start: int = 0) -> list[int]:

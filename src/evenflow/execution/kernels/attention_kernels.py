@@ -1,18 +1,23 @@
 """Paged attention on the CPU: the kernels behind `CpuPagedAttention`.
 
 ```
-work item   = a run of query tokens of one request x one KV head; its rows are (token, query head)
-split       = `split_keys` keys at fixed absolute positions: [0, s), [s, 2s), ...
-record      = a row's partial softmax over one split: [sum of weight * value | peak | total weight]
+item    a run of query tokens of one request
+unit    an item x a KV head; its rows are (token, query head of the group)
+split   `split_keys` keys at fixed absolute positions: [0, s), [s, 2s), ...
+record  a row's partial softmax over one split: [sum of weight * value | peak | total weight]
+state   the record of all splits so far
 
-for each item:  for each split, ascending:  record = attend(rows, split);  state = merge(state, record)
-                out = state.sum / state.total
+for each unit:
+    for each split, ascending:
+        record = attend(rows, split)
+        state = merge(state, record)
+    out = state.sum / state.total
 ```
 
-A row sees only keys of its own range, cut at its own bounds, and its records are merged in ascending
-order. So its bits are a function of its own position and range: not of its chunk, its batch, the
-place of its blocks, nor of which thread did what. With few items the splits of one item run on
-several threads, records wait in memory, and the last to finish merges them in the same order.
+A row sees only keys of its own range, cut at its own bounds, and its records are merged in
+ascending order. So its bits are a function of its own position and range: not of its chunk, its
+batch, the place of its blocks, nor of which thread did what. With few units the splits of one run
+on several threads, records wait in memory, and the last to finish merges them in the same order.
 
 Knows: addresses, strides, positions.
 Does not know: tensors.
@@ -141,7 +146,7 @@ class AttentionJob(NamedTuple):
 class Unit(NamedTuple):
     """An item x KV head: what one task, or one task per split, works on."""
 
-    index: int
+    number: int
     request: int
     first_token: int
     num_rows: int
@@ -194,16 +199,16 @@ def _visible(job, token):  # type: ignore[no-untyped-def]
 
 
 @device_function
-def _unit(job, index):  # type: ignore[no-untyped-def]
-    item = index // job.num_kv_heads
+def _unit(job, number):  # type: ignore[no-untyped-def]
+    item = number // job.num_kv_heads
     request = read_int(job.items, 3 * item)
     first_token = read_int(job.items, 3 * item + 1)
     num_tokens = read_int(job.items, 3 * item + 2)
     first_key = _visible(job, first_token)[0]
     last_key = _visible(job, first_token + num_tokens - 1)[1]
-    kv_head = index % job.num_kv_heads
+    kv_head = number % job.num_kv_heads
     num_rows = num_tokens * job.group_size
-    return Unit(index, request, first_token, num_rows, kv_head, first_key, last_key)
+    return Unit(number, request, first_token, num_rows, kv_head, first_key, last_key)
 
 
 @device_function
@@ -225,7 +230,7 @@ def _list_keys(job, unit, base, first, last, offsets):  # type: ignore[no-untype
 
 @device_function
 def _score(job, scale, num_rows, first_row, first, last, s):  # type: ignore[no-untyped-def]
-    """Score keys `first` to `last` of the split; up to three weights behind them are overwritten."""
+    """Score keys `first` to `last` of the split; up to three more weights are overwritten."""
     queries = s.queries + 8 * first_row
     weights = s.weights + first_row * s.weight_bytes
     for key in range(first, last, KEYS):
@@ -273,17 +278,28 @@ def _softmax(job, row, first, last, s, record):  # type: ignore[no-untyped-def]
     fill(weights, last, stop, _MINUS_INFINITY)
     peak = largest(weights + 4 * start, stop - start)
     write_float(record, job.head_dim, peak)
-    write_float(
-        record, job.head_dim + 1, exponentiate(weights + 4 * start, stop - start, peak)
-    )
+    write_float(record, job.head_dim + 1, exponentiate(weights + 4 * start, stop - start, peak))
+
+
+@device_function
+def _zone(s, number, num_rows, common_first, common_last):  # type: ignore[no-untyped-def]
+    """Return (first row, number of rows, first key, last key) of one zone of a group of rows.
+
+    The rows go together over the keys all of them see, and each alone over the rest of its own:
+    zones 0 to n - 1 lie before the common keys, zone n is theirs, zones n + 1 to 2n lie behind.
+    """
+    if number == num_rows:
+        return 0, num_rows, common_first, common_last
+    row = number % (num_rows + 1)
+    first, last = read_word(s.bounds, 2 * row), read_word(s.bounds, 2 * row + 1)
+    if number < num_rows:
+        return row, 1, first, min(last, common_first)
+    return row, 1, max(first, common_last), last
 
 
 @device_function
 def _attend_rows(job, scale, unit, first_row, num_rows, base, s, record):  # type: ignore[no-untyped-def]
-    """Fill the records of up to four rows for the split that starts at key `base`.
-
-    The rows go together over the keys all of them see, and each alone over the rest of its own.
-    """
+    """Fill the records of up to four rows for the split that starts at key `base`."""
     common_first, common_last = 0, job.split_keys
     for i in range(num_rows):
         row = first_row + i
@@ -299,19 +315,16 @@ def _attend_rows(job, scale, unit, first_row, num_rows, base, s, record):  # typ
         common_first, common_last = max(common_first, first), min(common_last, last)
     if common_first >= common_last:
         common_first, common_last = 0, 0
-    for i in range(num_rows):
-        last = min(read_word(s.bounds, 2 * i + 1), common_first)
-        _score(job, scale, 1, i, read_word(s.bounds, 2 * i), last, s)
-    _score(job, scale, num_rows, 0, common_first, common_last, s)
-    for i in range(num_rows):
-        first, last = read_word(s.bounds, 2 * i), read_word(s.bounds, 2 * i + 1)
-        _score(job, scale, 1, i, max(first, common_last), last, s)
-        _softmax(job, i, first, last, s, record + i * job.record_bytes)
-        _add_values(job, 1, i, first, min(last, common_first), s, record)
-    _add_values(job, num_rows, 0, common_first, common_last, s, record)
-    for i in range(num_rows):
-        first, last = read_word(s.bounds, 2 * i), read_word(s.bounds, 2 * i + 1)
-        _add_values(job, 1, i, max(first, common_last), last, s, record)
+    # In ascending order, because scoring overwrites up to three scores of the zone behind.
+    for number in range(2 * num_rows + 1):
+        row, rows, first, last = _zone(s, number, num_rows, common_first, common_last)
+        _score(job, scale, rows, row, first, last, s)
+    for row in range(num_rows):
+        first, last = read_word(s.bounds, 2 * row), read_word(s.bounds, 2 * row + 1)
+        _softmax(job, row, first, last, s, record + row * job.record_bytes)
+    for number in range(2 * num_rows + 1):
+        row, rows, first, last = _zone(s, number, num_rows, common_first, common_last)
+        _add_values(job, rows, row, first, last, s, record)
 
 
 @device_function
@@ -379,9 +392,9 @@ def _finish(job, unit, states):  # type: ignore[no-untyped-def]
 
 
 @device_function
-def _run_whole(job, scale, index, s):  # type: ignore[no-untyped-def]
+def _run_whole(job, scale, number, s):  # type: ignore[no-untyped-def]
     """Do a unit from its first split to its last."""
-    unit = _unit(job, index)
+    unit = _unit(job, number)
     _clear(job, unit, s.states)
     stop = (unit.last_key + job.split_keys - 1) // job.split_keys
     for split in range(unit.first_key // job.split_keys, stop):
@@ -395,10 +408,10 @@ def _run_split(job, scale, task, s):  # type: ignore[no-untyped-def]
     """Do one split of a unit; whoever does the unit's last one merges them all."""
     unit = _unit(job, task // job.grid)
     slot_bytes = job.max_rows * job.record_bytes
-    slots = job.records + unit.index * job.grid * slot_bytes
+    slots = job.records + unit.number * job.grid * slot_bytes
     split = task % job.grid
     _attend_split(job, scale, unit, split, s, slots + split * slot_bytes)
-    if take_ticket(job.finished, unit.index) < job.grid - 1:
+    if take_ticket(job.finished, unit.number) < job.grid - 1:
         return
     _clear(job, unit, s.states)
     for done in range(job.grid):

@@ -1,7 +1,7 @@
 """The inner loops of CPU attention, for one to four query rows against a run of keys.
 
-A score is always summed in the same tree over the head dimension, and an output entry always adds its
-keys in ascending order. So a row's bits do not depend on how many rows are worked on together,
+A score is always summed in the same tree over the head dimension, and an output entry always adds
+its keys in ascending order. So a row's bits do not depend on how many rows are worked on together,
 nor on how a run of keys is cut in two.
 
 Knows: vectors (`simd`).
@@ -21,7 +21,6 @@ from evenflow.execution.kernels import simd
 from evenflow.execution.kernels.simd import (
     FLOAT,
     LANES,
-    VECTOR,
     WORD,
     Builder,
     Value,
@@ -35,6 +34,7 @@ from evenflow.execution.kernels.simd import (
     splat,
     splat_constant,
     store,
+    variable,
     word,
 )
 
@@ -47,9 +47,7 @@ _VECTORS_PER_PASS = {1: 8, 2: 4, 3: 4, 4: 4}
 
 
 def _accumulator(builder: Builder) -> Value:
-    place = cgutils.alloca_once(builder, VECTOR)
-    builder.store(splat_constant(0.0), place)
-    return place
+    return variable(builder, splat_constant(0.0))
 
 
 def _add_product(builder: Builder, place: Value, a: Value, b: Value) -> None:
@@ -62,12 +60,10 @@ def _word_at(builder: Builder, address: Value, index: int) -> Value:
 
 def _prefetch(builder: Builder, address: Value, count: Value) -> None:
     """Ask for the cache lines of `count` floats; any address is allowed."""
-    signature = ir.FunctionType(ir.VoidType(), [ir.PointerType(ir.IntType(8)), *[ir.IntType(32)] * 3])
-    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
     flags = [ir.Constant(ir.IntType(32), flag) for flag in (0, 3, 1)]  # read, keep, data
     with cgutils.for_range_slice(builder, word(0), count, word(16)) as (index, _):
         where = pointer(builder, element(builder, address, index), ir.IntType(8))
-        builder.call(function, [where, *flags])
+        simd.call(builder, "llvm.prefetch.p0", ir.VoidType(), where, *flags)
 
 
 def _sum_lanes_of_four(builder: Builder, vectors: list[Value]) -> Value:
@@ -196,14 +192,9 @@ def _reduce(
     combine: Callable[[Builder, Value, Value], Value],
 ) -> Value:
     """Run `step` over an array of whole vectors and combine the lanes of the last result."""
-    state = cgutils.alloca_once(builder, VECTOR)
-    builder.store(splat_constant(start), state)
-
-    def advance(index: Value, _: Value | None) -> None:
-        builder.store(step(element(builder, address, index), builder.load(state)), state)
-
+    state = variable(builder, splat_constant(start))
     with cgutils.for_range_slice(builder, word(0), count, word(LANES)) as (index, _):
-        advance(index, None)
+        builder.store(step(element(builder, address, index), builder.load(state)), state)
     return simd.fold(builder, builder.load(state), combine)
 
 
@@ -255,9 +246,7 @@ def blend(
 
 
 @emitted(types.void, types.int64, types.int64, types.float32, types.int64)
-def scale_into(
-    builder: Builder, out: Value, source: Value, divisor: Value, count: Value
-) -> None:
+def scale_into(builder: Builder, out: Value, source: Value, divisor: Value, count: Value) -> None:
     """Set out = source / divisor over `count` floats."""
     factor = splat(builder, builder.fdiv(ir.Constant(FLOAT, 1.0), divisor))
 

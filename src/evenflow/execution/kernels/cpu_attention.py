@@ -1,7 +1,8 @@
 """`Attention` for fp32 on the CPU, reading the KV store in place.
 
-Invariant: a result row has the same bits in decode and in any prefill chunk, alone and in any batch,
-for any placement of its blocks, either layout and any number of threads.
+Invariant:
+    A result row has the same bits in decode and in any prefill chunk, alone and in any batch, for
+    any placement of its blocks, either layout and any number of threads.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _UNLIMITED = 1 << 62
 _ROWS_PER_ITEM = 64
 _UNITS_PER_THREAD = 4  # with fewer units of work than this, splits are shared out as well
 _SPLIT_BYTES = 65_536  # of keys; with as many of values, a split stays in the second-level cache
-_STORE_SERIAL_BELOW = 16_384  # floats
+_STORE_SERIAL_BELOW = 16_384  # floats to copy
+_SERIAL_BELOW = 1 << 18  # multiplications; under this, waking threads costs more than it gains
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,11 +42,13 @@ class _Plan:
         items: (num_items, 3), int32: request, first token, number of tokens; the costliest first.
         max_rows: rows of the largest item.
         max_context: tokens of the longest request.
+        num_pairs: pairs of a query token and a key, at most.
     """
 
     items: torch.Tensor
     max_rows: int
     max_context: int
+    num_pairs: int
 
 
 class CpuPagedAttention:
@@ -144,7 +148,8 @@ class CpuPagedAttention:
         group_size = q.shape[1] // num_kv_heads
         plan = self._plan(batch, group_size)
         num_units = plan.items.shape[0] * num_kv_heads
-        num_threads = torch.get_num_threads()
+        serial = plan.num_pairs * q.shape[1] * q.shape[2] < _SERIAL_BELOW
+        num_threads = 1 if serial else torch.get_num_threads()
         grid = 0
         if num_threads > 1 and num_units < _UNITS_PER_THREAD * num_threads:
             grid = -(-min(plan.max_context, stop) // self._split_keys)
@@ -187,7 +192,8 @@ class CpuPagedAttention:
             out=out.data_ptr(),
             lse=0 if lse is None else lse.data_ptr(),
         )
-        self._team.run(attention_kernel, self._attention_words.pack(*job, scale))
+        words = self._attention_words.pack(*job, scale)
+        self._team.run(attention_kernel, words, serial=serial)
         return out
 
     def _plan(self, batch: ForwardBatch, group_size: int) -> _Plan:
@@ -206,6 +212,7 @@ class CpuPagedAttention:
             items=torch.tensor(items, dtype=torch.int32).view(-1, 3),
             max_rows=group_size * max((item[2] for item in items), default=0),
             max_context=max(contexts, default=0),
+            num_pairs=sum(item[2] * contexts[item[0]] for item in items),
         )
         self._planned = (batch, plan)
         return plan

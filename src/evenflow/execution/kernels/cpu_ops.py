@@ -31,7 +31,7 @@ class CpuOps:
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         """Return x -> x @ weight.T + bias (see `Ops.linear`)."""
-        if torch.backends.mkldnn.is_available():
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return _onednn_linear(weight, bias)
         return _chunked_linear(weight, bias)
 
@@ -66,6 +66,7 @@ class CpuOps:
             x.data_ptr(),
             4 * x.stride(0),
             residual.data_ptr(),
+            4 * residual.stride(0),
             weight.data_ptr(),
             out.data_ptr(),
             x.shape[1],
@@ -108,11 +109,12 @@ def _is_small(x: torch.Tensor) -> bool:
 def _onednn_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     """Multiply by a weight packed once for oneDNN.
 
-    Its rows have the same bits for every number of rows but one: a single row takes another kernel
-    (matrix times vector) on AVX-512. So one row is sent as two, and the first is kept.
+    Its rows have the same bits for every number of rows but one: with AVX-512, a single long row
+    (1,536 entries, not 576) is summed in another order. So one row is sent as two, and the first
+    is kept.
     """
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
-    multiply = torch.ops.mkldnn._linear_pointwise
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)  # noqa: SLF001
+    multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
 
     def apply(x: torch.Tensor) -> torch.Tensor:
         if x.shape[0] == 1:
@@ -131,7 +133,7 @@ def _chunked_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         padded = torch.nn.functional.pad(x, (0, 0, 0, padding))
         chunks = [
             torch.nn.functional.linear(chunk, weight, bias)
-            for chunk in padded.split(_FALLBACK_ROWS)
+            for chunk in torch.split(padded, _FALLBACK_ROWS)
         ]
         return torch.cat(chunks)[:num_rows]
 

@@ -1,12 +1,12 @@
 """Runs kernels on the very threads that torch computes with.
 
-Two OpenMP runtimes in one process fight for the cores: each keeps its idle threads spinning while the
-other works. Kernels therefore run through `GOMP_parallel` of the runtime torch has loaded; where
-there is none that we know, through a plain thread pool.
+Two OpenMP runtimes in one process fight for the cores: each keeps its idle threads spinning while
+the other works. Kernels therefore run through `GOMP_parallel` of the runtime torch has loaded;
+where there is none that we know, through a plain thread pool.
 
-A kernel is a compiled function `void(int64 arguments)`. All threads run it with the same address, an
-array of 8-byte words whose first two are counters: threads take task numbers from word 0 until
-they run out, and their own number from word 1. So the work balances itself, and no thread
+A kernel is a compiled function `void(int64 arguments)`. All threads run it with the same address,
+that of 8-byte words of which the first two are counters: threads take task numbers from word 0
+until they run out, and their own number from word 1. So the work balances itself, and no thread
 needs to know how many there are.
 
 Knows: threads, addresses.
@@ -16,6 +16,7 @@ Does not know: what kernels compute.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import re
 import struct
@@ -26,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numba import cfunc, njit, types
+from numba import njit, types
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ NEXT_THREAD = 1
 FIRST_ARGUMENT = 2
 
 # No exceptions leave a kernel, so division need not check for zero.
-device_function = njit(error_model="numpy", cache=True)
+device_function = njit(error_model="numpy")
 
 
 class Kernel:
@@ -52,7 +55,25 @@ class Kernel:
     def compiled(self) -> Any:
         """The native function: a numba `CFunc`."""
         logger.info("loading kernel %s; its very first use compiles it", self._body.__name__)
-        return cfunc(types.void(types.int64), error_model="numpy", cache=True)(self._body)
+        signature = ((types.int64,), types.void)
+        function = CFunc(self._body, signature, locals={}, options={"error_model": "numpy"})
+        function._cache = _KernelCache(self._body)  # type: ignore[attr-defined, no-untyped-call]  # noqa: SLF001
+        function.compile()
+        return function
+
+
+class _KernelCache(FunctionCache):
+    """numba's cache on disk, keyed by all sources of this folder.
+
+    On its own, numba looks at the file of the kernel only, and would go on using machine code made
+    from yesterday's version of the modules that file imports.
+    """
+
+    def _index_key(self, *arguments: Any) -> tuple[Any, ...]:
+        digest = hashlib.sha256()
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+        return (*super()._index_key(*arguments), digest.hexdigest())  # type: ignore[no-untyped-call]
 
 
 class ThreadTeam:
@@ -129,5 +150,5 @@ def _openmp_parallel() -> Callable[[int, int, int, int], None] | None:
             function = library.GOMP_parallel
             function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             function.restype = None
-            return function  # type: ignore[no-any-return]
+            return function
     return None

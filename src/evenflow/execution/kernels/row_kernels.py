@@ -10,13 +10,11 @@ from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
 from evenflow.execution.kernels import simd
 from evenflow.execution.kernels.parallel import FIRST_ARGUMENT, NEXT_TASK, Kernel
 from evenflow.execution.kernels.simd import (
     FLOAT,
-    VECTOR,
     Builder,
     Value,
     element,
@@ -36,14 +34,12 @@ ARGUMENT = FIRST_ARGUMENT
 
 # Arguments of all kernels: the number of rows, then what each kernel unpacks.
 NORM_LAYOUT = "qqqqqqqqd"
-ADD_NORM_LAYOUT = "qqqqqqqd"
+ADD_NORM_LAYOUT = "qqqqqqqqd"
 ROTATE_LAYOUT = "qqqqqqqqq"
 GATE_LAYOUT = "qqqqq"
 
 
-@emitted(
-    types.void, types.int64, types.int64, types.int64, types.int64, types.int64, types.float64
-)
+@emitted(types.void, types.int64, types.int64, types.int64, types.int64, types.int64, types.float64)
 def _norm_row(
     builder: Builder,
     x: Value,
@@ -53,9 +49,8 @@ def _norm_row(
     dim: Value,
     eps: Value,
 ) -> None:
-    """out = norm(x + residual) * weight, the sum left in residual; address 0 means no residual."""
-    total = cgutils.alloca_once(builder, VECTOR)
-    builder.store(splat_constant(0.0), total)
+    """Set out = norm(x + residual) * weight, leaving the sum in residual unless that is 0."""
+    total = simd.variable(builder, splat_constant(0.0))
     has_residual = builder.icmp_signed("!=", residual, simd.word(0))
 
     def square(index: Value, rest: Value | None) -> None:
@@ -79,11 +74,8 @@ def _norm_row(
     mean = builder.fdiv(
         simd.fold(builder, builder.load(total), simd.add), builder.sitofp(dim, FLOAT)
     )
-    root = builder.call(
-        cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(FLOAT, [FLOAT]), "llvm.sqrt.f32"
-        ),
-        [builder.fadd(mean, builder.fptrunc(eps, FLOAT))],
+    root = simd.call(
+        builder, "llvm.sqrt.f32", FLOAT, builder.fadd(mean, builder.fptrunc(eps, FLOAT))
     )
     factor = splat(builder, builder.fdiv(ir.Constant(FLOAT, 1.0), root))
 
@@ -112,13 +104,13 @@ def _rotate_head(builder: Builder, x: Value, cos: Value, sin: Value, half: Value
 
 
 def _silu(builder: Builder, x: Value) -> Value:
-    """x / (1 + e^-x)."""
+    """Return x / (1 + e^-x)."""
     decay = simd.exp(builder, builder.fneg(x))
     return builder.fdiv(x, builder.fadd(splat_constant(1.0), decay))
 
 
 def _gelu_tanh(builder: Builder, x: Value) -> Value:
-    """x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    """Return x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     cube = builder.fmul(builder.fmul(x, x), x)
     inner = fma(builder, splat_constant(0.044715), cube, x)
     decay = simd.exp(builder, builder.fmul(inner, splat_constant(-1.5957691216057308)))
@@ -184,17 +176,18 @@ def add_norm_kernel(words: int) -> None:
     x = read_word(words, ARGUMENT + 1)
     row_bytes = read_word(words, ARGUMENT + 2)
     residual = read_word(words, ARGUMENT + 3)
-    weight = read_word(words, ARGUMENT + 4)
-    out = read_word(words, ARGUMENT + 5)
-    dim = read_word(words, ARGUMENT + 6)
-    eps = read_double(words, ARGUMENT + 7)
+    residual_bytes = read_word(words, ARGUMENT + 4)
+    weight = read_word(words, ARGUMENT + 5)
+    out = read_word(words, ARGUMENT + 6)
+    dim = read_word(words, ARGUMENT + 7)
+    eps = read_double(words, ARGUMENT + 8)
     while True:
         first = take_ticket(words, NEXT_TASK) * ROWS_PER_TASK
         if first >= num_rows:
             break
         for row in range(first, min(first + ROWS_PER_TASK, num_rows)):
-            at = row * dim * 4
-            _norm_row(x + row * row_bytes, residual + at, weight, out + at, dim, eps)
+            total = residual + row * residual_bytes
+            _norm_row(x + row * row_bytes, total, weight, out + row * dim * 4, dim, eps)
 
 
 @Kernel

@@ -1,12 +1,10 @@
 """Vector code for numba kernels: LLVM instructions on eight floats at a time.
 
-Left to itself, numba vectorises a reduction only when it may reorder it, and then the order depends on
+Left to itself, numba vectorises a sum only when it may reorder it, and then the order depends on
 the code around the loop. Kernels that must give the same bits everywhere are therefore built from
 the explicit vectors here: no instruction is reordered, fused or split, on any processor.
 
 Memory is addressed by plain int64 addresses, as kernels receive them (see `parallel`).
-
-`cached` numba code does not notice that this module changed: delete `__pycache__/*.nb*` after editing.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from __future__ import annotations
 import inspect
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 from numba import types
@@ -29,8 +27,8 @@ VECTOR = ir.VectorType(FLOAT, LANES)
 WORD = ir.IntType(64)
 _BITS = ir.VectorType(ir.IntType(32), LANES)
 
-Builder = ir.IRBuilder
-Value = ir.Value
+Builder: TypeAlias = ir.IRBuilder
+Value: TypeAlias = ir.Value
 
 
 def emitted(result: types.Type, *parameters: types.Type) -> Callable[[Callable[..., Any]], Any]:
@@ -94,12 +92,25 @@ def element(builder: Builder, address: Value, index: Value) -> Value:
     return builder.add(address, builder.shl(index, word(2)))
 
 
+def variable(builder: Builder, value: Value) -> Value:
+    """Return the place of a local variable that holds `value` for now."""
+    place = cgutils.alloca_once(builder, value.type)  # type: ignore[no-untyped-call]
+    builder.store(value, place)
+    return place
+
+
+def call(builder: Builder, name: str, result: ir.Type, *arguments: Value) -> Value:
+    """Call one of LLVM's intrinsic functions."""
+    signature = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(builder.module, signature, name)  # type: ignore[no-untyped-call]
+    return builder.call(function, arguments)
+
+
 def load(builder: Builder, address: Value, count: Value | None = None) -> Value:
     """Return a vector from unaligned memory; with a count, only that many lanes, the others 0."""
     if count is None:
         return builder.load(pointer(builder, address, VECTOR), align=FLOAT_BYTES)
-    lanes = cgutils.alloca_once(builder, VECTOR)
-    builder.store(splat_constant(0.0), lanes)
+    lanes = variable(builder, splat_constant(0.0))
     _copy(builder, address, builder.ptrtoint(lanes, WORD), count)
     return builder.load(lanes)
 
@@ -109,8 +120,7 @@ def store(builder: Builder, value: Value, address: Value, count: Value | None = 
     if count is None:
         builder.store(value, pointer(builder, address, value.type), align=FLOAT_BYTES)
         return
-    lanes = cgutils.alloca_once(builder, VECTOR)
-    builder.store(value, lanes)
+    lanes = variable(builder, value)
     _copy(builder, builder.ptrtoint(lanes, WORD), address, count)
 
 
@@ -144,9 +154,7 @@ def each_chunk(
 
 def fma(builder: Builder, a: Value, b: Value, c: Value) -> Value:
     """Return a * b + c, rounded once."""
-    signature = ir.FunctionType(VECTOR, [VECTOR] * 3)
-    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.fma.v8f32")
-    return builder.call(function, [a, b, c])
+    return call(builder, "llvm.fma.v8f32", VECTOR, a, b, c)
 
 
 def maximum(builder: Builder, a: Value, b: Value) -> Value:
@@ -154,7 +162,9 @@ def maximum(builder: Builder, a: Value, b: Value) -> Value:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def fold(builder: Builder, value: Value, combine: Callable[[Builder, Value, Value], Value]) -> Value:
+def fold(
+    builder: Builder, value: Value, combine: Callable[[Builder, Value, Value], Value]
+) -> Value:
     """Return the combination of a vector's lanes, in a fixed tree."""
     for step in (4, 2, 1):
         value = combine(
@@ -203,7 +213,7 @@ def read_word(builder: Builder, address: Value, index: Value) -> Value:
 def words_reader(count: int) -> Any:
     """Make a function that returns `count` int64 words from an address, as a tuple."""
 
-    @emitted(types.UniTuple(types.int64, count), types.int64)
+    @emitted(types.UniTuple(types.int64, count), types.int64)  # type: ignore[no-untyped-call]
     def read_words(builder: Builder, address: Value) -> Value:
         first = pointer(builder, address, ir.ArrayType(WORD, count))
         return builder.load(first)

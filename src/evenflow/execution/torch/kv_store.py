@@ -29,8 +29,8 @@ class KVStore:
     layer_first  (num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim)
     ```
 
-    A block-first block is one contiguous range over all layers, so moving a run of them is one copy.
-    Memory is reserved, not touched: a page costs nothing until a token is stored in it.
+    A block-first block is one contiguous range over all layers, so moving a run of them is a single
+    copy. Memory is reserved, not touched: a page costs nothing until a token is stored in it.
 
     Attributes:
         data: the storage, shaped by the layout.

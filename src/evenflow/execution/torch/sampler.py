@@ -17,14 +17,15 @@ from evenflow.core.request import Request
 from evenflow.scheduling.plan import TokenLogprobs
 
 _FIRST_CANDIDATES = 256
-"""Tokens looked at first when top-p or min-p cut the tail; a flat row falls back to all of them."""
+"""Tokens looked at first when top-p or min-p cut the tail; a flat row needs all of them."""
 
 
 def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
     """Draw the next token of each request.
 
     The order of operations is transformers': penalties, logit bias, min_tokens, temperature, then
-    top-k, top-p and min-p. The random number of output token i is a function of the request's seed and i.
+    top-k, top-p and min-p. The random number of output token i is a function of the request's seed
+    and i.
 
     Args:
         logits: (num_requests, vocab_size), fp32; changed in place.

@@ -40,6 +40,6 @@ class DummyWeights:
     def tensor(self, name: str) -> torch.Tensor:
         """Make one tensor, fp32."""
         shape = self.shape(name)
-        generator = torch.Generator().manual_seed(self._seed << 32 | zlib.crc32(name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         values = torch.randn(shape, generator=generator).mul_(_STD)
         return values.add_(self._norm_centre) if name.endswith("norm.weight") else values

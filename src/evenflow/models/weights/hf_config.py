@@ -100,6 +100,9 @@ _FAMILIES: Mapping[str, _Family] = {
 
 _ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
+# Keys that a multimodal model may keep outside its text part.
+_OUTER_KEYS = ("eos_token_id", "bos_token_id", "quantization_config", "tie_word_embeddings")
+
 # Features that evenflow does not have, with the values that turn them off.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
@@ -130,25 +133,26 @@ def spec_from_hf_config(config: Config, generation_config: Config | None = None)
         UnsupportedModelError: evenflow does not have the architecture, or a feature of it.
         ModelFormatError: a necessary key is missing or of the wrong kind.
     """
+    try:
+        return _spec(config, generation_config or {})
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ModelFormatError(
+            "the config.json of this model is incomplete or malformed",
+            why=f"{type(error).__name__}: {error}",
+            fix="fetch the model again",
+        ) from error
+
+
+def _spec(config: Config, generation_config: Config) -> ModelSpec:
     name = next(iter(config.get("architectures") or ("unnamed",)))
     if name not in _FAMILIES:
         raise UnsupportedModelError(
             f"models of architecture {name} are not supported",
             fix=f"use one of {', '.join(_FAMILIES)}",
         )
-    family = _FAMILIES[name]
-    outer_keys = ("eos_token_id", "bos_token_id", "quantization_config", "tie_word_embeddings")
-    outer = {key: config[key] for key in outer_keys if key in config}
-    own = {**outer, **config["text_config"]} if "text_config" in config else config
-    end_sources = (own, config, generation_config or {})
-    try:
-        return _Reader(family, own).spec(end_sources)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ModelFormatError(
-            f"the config.json of this {name} model is incomplete or malformed",
-            why=f"{type(error).__name__}: {error}",
-            fix="fetch the model again",
-        ) from error
+    outer = {key: config[key] for key in _OUTER_KEYS if key in config}
+    text = {**outer, **config["text_config"]} if "text_config" in config else config
+    return _Reader(_FAMILIES[name], text).spec((text, config, generation_config))
 
 
 class _Reader:

@@ -13,11 +13,11 @@ class Fcfs:
 
     rank_changes_with_time = False
 
-    def rank(self, requests: Sequence[RequestView], now_s: float) -> list[RankKey]:  # noqa: ARG002
+    def rank(self, requests: Sequence[RequestView], now_s: float) -> list[RankKey]:
         """Order by arrival."""
         return [(request.sequence_number,) for request in requests]
 
-    def admit(self, request: RequestView, memory: AdmissionView) -> bool:  # noqa: ARG002
+    def admit(self, request: RequestView, memory: AdmissionView) -> bool:
         """Admit when the whole prompt fits and every running request can still grow by a block.
 
         Without the second half a request would be admitted into the last blocks, and the next step

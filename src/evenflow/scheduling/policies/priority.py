@@ -12,6 +12,6 @@ from evenflow.scheduling.policy import RankKey
 class Priority(Fcfs):
     """Serves by priority; the least urgent gives up memory first."""
 
-    def rank(self, requests: Sequence[RequestView], now_s: float) -> list[RankKey]:  # noqa: ARG002
+    def rank(self, requests: Sequence[RequestView], now_s: float) -> list[RankKey]:
         """Order by priority, then arrival."""
         return [(request.priority, request.sequence_number) for request in requests]

@@ -1,0 +1,299 @@
+"""Every attention back end against the slow oracle, and the bits of the CPU back end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evenflow.core.errors import ConfigError
+from evenflow.execution.attention import Attention, merge_partials
+from evenflow.execution.batch import ForwardBatch
+from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
+from evenflow.execution.kernels.reference import ReferenceAttention
+from evenflow.execution.torch.kv_store import KVLayout, KVStore
+
+BACK_ENDS = {"cpu": CpuPagedAttention}
+NUM_LAYERS = 2
+LAYER = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Requests as (context length, query length) and the shape of a model's attention."""
+
+    requests: tuple[tuple[int, int], ...]
+    num_kv_heads: int
+    group_size: int
+    head_dim: int
+    block_size: int
+    window: int | None = None
+    layout: KVLayout = "block_first"
+    scattered: bool = True
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A store that holds the past of some requests, and the step that comes next."""
+
+    case: Case
+    store: KVStore
+    batch: ForwardBatch
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+
+    def attend(self, attention: Attention) -> torch.Tensor:
+        return attention.attend(
+            LAYER,
+            self.q,
+            self.k,
+            self.v,
+            self.batch,
+            scale=self.case.scale,
+            window=self.case.window,
+        )
+
+    def partial(
+        self, attention: Attention, start: int, stop: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return attention.partial(
+            LAYER,
+            self.q,
+            self.batch,
+            start,
+            stop,
+            scale=self.case.scale,
+            window=self.case.window,
+        )
+
+
+def build(case: Case, names: tuple[int, ...] | None = None) -> Scene:
+    """Make a scene. A request's numbers depend on its name alone; unused slots hold NaN."""
+    names = tuple(range(len(case.requests))) if names is None else names
+    num_blocks = [-(-context // case.block_size) for context, _ in case.requests]
+    total = sum(num_blocks) + 3
+    store = KVStore(
+        total, NUM_LAYERS, case.num_kv_heads, case.head_dim, case.block_size, case.layout
+    )
+    store.poison(range(total))
+    order = torch.arange(total)
+    if case.scattered:
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(total))
+    tables = torch.zeros(len(names), max(num_blocks), dtype=torch.int32)
+    positions, slots, tokens = [], [], []
+    for row, (name, (context, num_new)) in enumerate(zip(names, case.requests, strict=True)):
+        first = sum(num_blocks[:row])
+        tables[row, : num_blocks[row]] = order[first : first + num_blocks[row]]
+        where = torch.arange(context)
+        slot = tables[row].long()[where // case.block_size] * case.block_size
+        slot += where % case.block_size
+        heads = case.num_kv_heads * (case.group_size + 2)
+        entries = request_entries(name, heads, case.head_dim)[:context].clone()
+        _, k, v = entries.split(split_sizes(case), dim=1)
+        past = context - num_new
+        store.write(LAYER, k[:past], v[:past], slot[:past])
+        positions.append(where[past:])
+        slots.append(slot[past:])
+        tokens.append(entries[past:])
+    starts = [0]
+    for _, num_new in case.requests:
+        starts.append(starts[-1] + num_new)
+    batch = ForwardBatch(
+        token_ids=torch.zeros(starts[-1], dtype=torch.int64),
+        positions=torch.cat(positions),
+        slot_mapping=torch.cat(slots),
+        query_starts=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor([context for context, _ in case.requests], dtype=torch.int32),
+        block_tables=tables,
+    )
+    q, k, v = torch.cat(tokens).split(split_sizes(case), dim=1)
+    return Scene(case, store, batch, q, k, v)
+
+
+@cache
+def request_entries(name: int, heads: int, head_dim: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 + name)
+    return torch.randn(1000, heads, head_dim, generator=generator)
+
+
+def split_sizes(case: Case) -> list[int]:
+    return [case.num_kv_heads * case.group_size, case.num_kv_heads, case.num_kv_heads]
+
+
+CASES = {
+    "decode": Case(((1, 1), (16, 1), (37, 1), (300, 1)), 3, 3, 64, 16),
+    "prefill": Case(((150, 150),), 3, 3, 64, 16),
+    "ragged": Case(((37, 1), (300, 20), (90, 90), (1, 1), (70, 7)), 3, 3, 64, 16),
+    "one_head_each": Case(((37, 37), (300, 9), (20, 1)), 2, 1, 8, 4),
+    "many_heads_per_group": Case(((70, 10), (90, 1)), 2, 8, 80, 32),
+    "wide_heads": Case(((200, 100), (130, 1)), 1, 4, 256, 32),
+    "odd_head_dim": Case(((70, 10), (90, 1)), 1, 2, 20, 5),
+    "window": Case(((70, 10), (400, 60), (300, 1)), 2, 3, 64, 16, window=33),
+    "window_shorter_than_a_tile": Case(((120, 70), (9, 1)), 2, 1, 16, 4, window=3),
+    "window_of_one": Case(((40, 30),), 1, 1, 16, 4, window=1),
+    "layer_first": Case(((37, 1), (300, 20)), 3, 3, 64, 16, layout="layer_first"),
+    "contiguous": Case(((37, 1), (300, 20)), 3, 3, 64, 16, scattered=False),
+    "long": Case(((1000, 2), (900, 1)), 1, 3, 64, 16),
+}
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_reference_equals_torch_attention_when_prefilling() -> None:
+    scene = build(Case(((50, 50),), 2, 3, 16, 4))
+    q, k, v = (part.transpose(0, 1).double() for part in (scene.q, scene.k, scene.v))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    found = scene.attend(ReferenceAttention(scene.store))
+    torch.testing.assert_close(found, expected.transpose(0, 1).float())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
+def test_attend_equals_reference(make: Callable[[KVStore], Attention], case: Case) -> None:
+    scene = build(case)
+    found = scene.attend(make(scene.store))
+    expected = build(case).attend(ReferenceAttention(scene.store))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
+def test_attend_stores_keys_and_values_in_their_layer_only(
+    make: Callable[[KVStore], Attention],
+) -> None:
+    scene = build(CASES["ragged"])
+    expected = build(CASES["ragged"])
+    scene.attend(make(scene.store))
+    expected.store.write(LAYER, expected.k, expected.v, expected.batch.slot_mapping)
+    torch.testing.assert_close(
+        scene.store.data, expected.store.data, rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("name", ["ragged", "window", "wide_heads", "long"])
+@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
+def test_partial_equals_reference(make: Callable[[KVStore], Attention], name: str) -> None:
+    scene = build(CASES[name])
+    expected_from = ReferenceAttention(scene.store)
+    scene.attend(expected_from)
+    for start, stop in [(0, 40), (13, 290), (64, 65), (280, 1000)]:
+        found, lse = scene.partial(make(scene.store), start, stop)
+        expected, expected_lse = scene.partial(expected_from, start, stop)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
+def test_partial_is_zero_and_minus_infinity_when_nothing_is_seen(
+    make: Callable[[KVStore], Attention],
+) -> None:
+    scene = build(CASES["decode"])
+    scene.attend(ReferenceAttention(scene.store))
+    out, lse = scene.partial(make(scene.store), 37, 40)
+    assert torch.equal(out[:3], torch.zeros_like(out[:3]))
+    assert torch.isneginf(lse[:3]).all()
+    assert torch.isfinite(lse[3:]).all()
+
+
+@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
+def test_merged_partials_equal_attention_over_everything(
+    make: Callable[[KVStore], Attention],
+) -> None:
+    scene = build(CASES["ragged"])
+    attention = make(scene.store)
+    whole = scene.attend(attention)
+    parts = [scene.partial(attention, *cut) for cut in [(0, 17), (17, 250), (250, 1000)]]
+    left = merge_partials(*merge_partials(*parts[0], *parts[1]), *parts[2])
+    right = merge_partials(*parts[0], *merge_partials(*parts[1], *parts[2]))
+    torch.testing.assert_close(left[0], whole, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(left, right, rtol=1e-5, atol=2e-6)
+
+
+def rows_of(scene: Scene, out: torch.Tensor, row: int) -> torch.Tensor:
+    starts = scene.batch.query_starts.tolist()
+    return out[starts[row] : starts[row + 1]]
+
+
+@pytest.mark.parametrize("name", ["ragged", "window", "wide_heads", "long", "one_head_each"])
+def test_cpu_bits_are_the_same_when_a_request_is_alone(name: str) -> None:
+    scene = build(CASES[name])
+    together = scene.attend(CpuPagedAttention(scene.store))
+    for row, request in enumerate(scene.case.requests):
+        lone = build(replace(scene.case, requests=(request,)), names=(row,))
+        assert torch.equal(
+            lone.attend(CpuPagedAttention(lone.store)), rows_of(scene, together, row)
+        )
+
+
+@pytest.mark.parametrize("name", ["ragged", "window", "window_shorter_than_a_tile", "wide_heads"])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_cpu_bits_are_the_same_when_a_prefill_is_chunked(name: str, chunk: int) -> None:
+    whole = build(replace(CASES[name], requests=((150, 150),)))
+    expected = whole.attend(CpuPagedAttention(whole.store))
+    for start in range(0, 150, chunk):
+        stop = min(start + chunk, 150)
+        part = build(replace(CASES[name], requests=((stop, stop - start),)))
+        assert torch.equal(part.attend(CpuPagedAttention(part.store)), expected[start:stop])
+
+
+@pytest.mark.parametrize(
+    "change", [{"layout": "layer_first"}, {"scattered": False}, {"block_size": 4}]
+)
+def test_cpu_bits_are_the_same_when_blocks_lie_elsewhere(change: dict[str, object]) -> None:
+    scene = build(CASES["ragged"])
+    other = build(replace(CASES["ragged"], **change))  # type: ignore[arg-type]
+    assert torch.equal(
+        scene.attend(CpuPagedAttention(scene.store)), other.attend(CpuPagedAttention(other.store))
+    )
+
+
+@pytest.mark.parametrize("name", ["ragged", "long", "wide_heads"])
+def test_cpu_bits_are_the_same_for_one_thread_and_two(name: str) -> None:
+    scene = build(CASES[name])
+    attention = CpuPagedAttention(scene.store)
+    parallel = scene.attend(attention)
+    torch.set_num_threads(1)
+    assert torch.equal(scene.attend(attention), parallel)
+
+
+def test_cpu_ignores_positions_behind_the_window() -> None:
+    case = replace(CASES["window"], requests=((300, 1),))
+    scene = build(case)
+    expected = scene.attend(CpuPagedAttention(scene.store))
+    scene.store.poison(scene.batch.block_tables[0, : (300 - 33) // case.block_size].tolist())
+    assert torch.equal(scene.attend(CpuPagedAttention(scene.store)), expected)
+
+
+def test_cpu_keeps_nan_in_the_row_it_comes_from() -> None:
+    scene = build(CASES["prefill"])
+    expected = scene.attend(CpuPagedAttention(scene.store))
+    scene.v[100] = torch.nan
+    found = scene.attend(CpuPagedAttention(scene.store))
+    assert torch.equal(found[:100], expected[:100])
+    assert torch.isnan(found[100:]).all()
+
+
+def test_cpu_refuses_a_store_that_is_not_fp32() -> None:
+    with pytest.raises(ConfigError, match="bfloat16"):
+        CpuPagedAttention(KVStore(1, 1, 1, 8, 4, dtype=torch.bfloat16))
+
+
+def test_merge_partials_ignores_the_side_that_saw_nothing() -> None:
+    out, lse = torch.randn(4, 8), torch.randn(4)
+    nothing = torch.zeros(4, 8), torch.full((4,), -torch.inf)
+    torch.testing.assert_close(merge_partials(out, lse, *nothing), (out, lse))
+    torch.testing.assert_close(merge_partials(*nothing, *nothing), nothing)

@@ -1,0 +1,334 @@
+import pytest
+
+from evenflow.core.errors import IntegrityError
+from evenflow.core.ids import RequestId
+from evenflow.core.request import Request
+from evenflow.core.sampling import SamplingParams
+from evenflow.memory.kv_cache_manager import KVCacheManager
+
+BLOCK_SIZE = 4
+
+
+def request_of(name: str, tokens: list[int], *, salt: str = "", max_num_tokens: int = 1000):
+    return Request(
+        RequestId(name),
+        tokens,
+        SamplingParams(),
+        max_num_tokens=max_num_tokens,
+        cache_salt=salt,
+    )
+
+
+def manager_of(num_blocks: int = 20, **options) -> KVCacheManager:
+    options.setdefault("initial_group_blocks", 1)
+    return KVCacheManager(num_blocks, BLOCK_SIZE, **options)
+
+
+def run(kv: KVCacheManager, request: Request) -> int | None:
+    """Admit a request and compute all its tokens."""
+    num_cached = kv.admit(request, 0)
+    if num_cached is not None:
+        request.num_computed_tokens = request.num_tokens
+        kv.commit(request, request.num_tokens)
+    return num_cached
+
+
+@pytest.fixture
+def kv():
+    kv = manager_of()
+    yield kv
+    kv.check_integrity()
+
+
+def test_admit_gives_room_for_the_whole_prompt_in_one_extent(kv):
+    request = request_of("a", list(range(30)))
+    assert kv.admit(request, 0) == 0
+    assert kv.table(request.request_id).ids.tolist() == list(range(8))
+    assert len(kv.table(request.request_id).extents) == 1
+
+
+def test_admit_reserves_by_pressure_when_memory_is_plentiful():
+    kv = manager_of(100, initial_group_blocks=60)
+    few, many = request_of("a", [1]), request_of("b", [1])
+    kv.admit(few, 0)
+    assert kv.num_held_blocks(few.request_id) == 60
+    kv.admit(many, 7)
+    assert kv.num_held_blocks(many.request_id) == 5
+    assert kv.num_stealable_blocks == 63
+
+
+def test_admit_reserves_no_more_than_the_request_can_use():
+    kv = manager_of(100, initial_group_blocks=60)
+    request = request_of("a", [1, 2], max_num_tokens=9)
+    kv.admit(request, 0)
+    assert kv.num_held_blocks(request.request_id) == 3
+
+
+def test_admit_changes_nothing_when_there_is_no_room(kv):
+    before = kv.stats()
+    assert kv.admit(request_of("a", [1] * 81), 0) is None
+    assert kv.stats() == before
+    assert not kv.holds(RequestId("a"))
+
+
+def test_admit_finds_the_full_blocks_of_an_equal_prefix(kv):
+    first, second = request_of("a", list(range(11))), request_of("b", [*range(10), 99])
+    run(kv, first)
+    assert kv.match_prefix(second) == 8
+    assert kv.admit(second, 1) == 8
+    shared = kv.table(first.request_id).ids[:2].tolist()
+    assert kv.table(second.request_id).ids[:2].tolist() == shared
+    stats = kv.stats()
+    assert (stats.num_query_tokens, stats.num_hit_tokens) == (22, 8)
+
+
+def test_admit_always_leaves_a_token_to_compute(kv):
+    run(kv, request_of("a", list(range(8))))
+    assert kv.admit(request_of("b", list(range(8))), 1) == 4
+
+
+def test_admit_finds_a_finished_request_over_turns(kv):
+    first = request_of("a", list(range(10)))
+    run(kv, first)
+    first.token_ids += [10, 11]
+    assert kv.ensure(first.request_id, 12)
+    kv.commit(first, 12)
+    kv.free(first.request_id)
+    assert kv.admit(request_of("b", list(range(20))), 0) == 12
+
+
+def test_admit_finds_the_generated_tokens_of_a_preempted_request(kv):
+    request = request_of("a", list(range(10)))
+    run(kv, request)
+    request.token_ids += [10, 11, 12]
+    kv.ensure(request.request_id, 13)
+    kv.commit(request, 13)
+    kv.free(request.request_id)
+    request.num_preemptions = 1
+    assert kv.admit(request, 0) == 12
+    assert kv.stats().num_query_tokens == 10
+
+
+def test_admit_never_shares_when_the_salts_differ(kv):
+    run(kv, request_of("a", list(range(9)), salt="one"))
+    assert kv.admit(request_of("b", list(range(9)), salt="two"), 1) == 0
+    assert kv.admit(request_of("c", list(range(9)), salt="one"), 1) == 8
+
+
+def test_admit_finds_nothing_when_prefix_caching_is_off():
+    kv = manager_of(enable_prefix_caching=False)
+    run(kv, request_of("a", list(range(9))))
+    kv.free(RequestId("a"))
+    assert kv.stats().num_free == 20
+    assert run(kv, request_of("b", list(range(9)))) == 0
+    assert kv.stats().num_query_tokens == 0
+
+
+def test_admit_spares_its_own_hits_when_it_has_to_evict():
+    kv = manager_of(4)
+    run(kv, request_of("a", list(range(16))))
+    kv.free(RequestId("a"))
+    request = request_of("b", [*range(8), *[77] * 8])
+    assert kv.admit(request, 0) == 8
+    kv.check_integrity()
+
+
+def test_blocks_needed_counts_evictable_hits_but_not_held_ones(kv):
+    run(kv, request_of("a", list(range(8))))
+    request = request_of("b", list(range(12)))
+    assert kv.blocks_needed(request, 12) == 1
+    kv.free(RequestId("a"))
+    assert kv.blocks_needed(request, 12) == 3
+    assert kv.num_available_blocks == 20
+
+
+def test_blocks_needed_counts_the_own_reserved_tail():
+    kv = manager_of(20, initial_group_blocks=10)
+    request = request_of("a", [1])
+    kv.admit(request, 0)
+    assert kv.num_held_blocks(request.request_id) == 10
+    assert kv.blocks_needed(request, 4) == 0
+    assert kv.blocks_needed(request, 20 * BLOCK_SIZE) == 19 == kv.num_available_blocks
+    assert kv.ensure(request.request_id, 20 * BLOCK_SIZE)
+
+
+def test_ensure_changes_nothing_when_there_is_no_room(kv):
+    request = request_of("a", [1])
+    kv.admit(request, 0)
+    before = kv.stats()
+    assert not kv.ensure(request.request_id, 81)
+    assert kv.stats() == before
+
+
+def test_ensure_keeps_room_when_asked_for_less(kv):
+    request = request_of("a", [1] * 20)
+    kv.admit(request, 0)
+    assert kv.ensure(request.request_id, 3)
+    assert kv.table(request.request_id).num_used_blocks == 5
+
+
+def test_ensure_wastes_less_than_a_block_per_request_when_memory_is_full():
+    kv = manager_of(50, initial_group_blocks=60)
+    requests = [request_of(str(index), [index]) for index in range(7)]
+    for request in requests:
+        assert kv.admit(request, 0) is not None
+    num_tokens = 1
+    while all(kv.ensure(request.request_id, num_tokens + 1) for request in requests):
+        num_tokens += 1
+    stats = kv.stats()
+    assert (stats.num_free, stats.num_reserved, stats.num_evictable) == (0, 0, 0)
+    assert kv.usage == 1
+    assert num_tokens == 7 * BLOCK_SIZE  # 50 // 7 blocks each
+
+
+def test_commit_registers_a_block_only_when_it_is_full(kv):
+    request = request_of("a", list(range(9)))
+    kv.admit(request, 0)
+    kv.commit(request, 3)
+    assert kv.stats().num_cached == 0
+    kv.commit(request, 4)
+    assert kv.stats().num_cached == 1
+    kv.commit(request, 9)
+    assert kv.stats().num_cached == 2
+
+
+def test_commit_keeps_the_first_block_when_two_compute_the_same(kv):
+    first, second = request_of("a", list(range(5))), request_of("b", list(range(5)))
+    kv.admit(first, 0)
+    kv.admit(second, 1)
+    kv.commit(first, 5)
+    kv.commit(second, 5)
+    kv.free(second.request_id)
+    assert kv.stats().num_evictable == 0
+    assert kv.admit(request_of("c", list(range(5))), 1) == 4
+    first_block = int(kv.table(first.request_id).ids[0])
+    assert int(kv.table(RequestId("c")).ids[0]) == first_block
+
+
+def test_free_gives_up_the_deepest_block_first(kv):
+    run(kv, request_of("a", list(range(16))))
+    kv.free(RequestId("a"))
+    kv.admit(request_of("b", [50] * 17 * BLOCK_SIZE), 0)
+    assert kv.match_prefix(request_of("c", list(range(20)))) == 12
+
+
+def test_free_forgets_a_request_that_only_looked(kv):
+    request = request_of("a", list(range(8)))
+    kv.match_prefix(request)
+    kv.free(request.request_id)
+    assert not kv._chains
+
+
+def test_reset_prefix_cache_keeps_what_requests_hold(kv):
+    run(kv, request_of("a", list(range(8))))
+    run(kv, request_of("b", list(range(50, 58))))
+    kv.free(RequestId("a"))
+    kv.reset_prefix_cache()
+    assert kv.match_prefix(request_of("c", list(range(9)))) == 0
+    assert kv.match_prefix(request_of("c2", list(range(50, 59)))) == 8
+
+
+def test_usage_is_the_share_held_by_live_requests(kv):
+    run(kv, request_of("a", list(range(20))))
+    assert kv.usage == pytest.approx(5 / 20)
+    kv.free(RequestId("a"))
+    assert kv.usage == 0
+
+
+def test_stats_report_mean_extent_length(kv):
+    assert kv.stats().mean_extent_blocks == 0
+    for name, num_blocks in [("a", 4), ("b", 1), ("c", 6)]:
+        kv.admit(request_of(name, [ord(name)] * num_blocks * BLOCK_SIZE), 0)
+    kv.free(RequestId("b"))
+    assert kv.ensure(RequestId("a"), 5 * BLOCK_SIZE)
+    assert kv.table(RequestId("a")).ids.tolist() == [0, 1, 2, 3, 4]
+    assert kv.ensure(RequestId("a"), 6 * BLOCK_SIZE)
+    assert kv.stats().mean_extent_blocks == pytest.approx((6 + 6) / 3)
+
+
+@pytest.fixture
+def forked(kv):
+    """A parent with 10 computed tokens and a child that shares 9 of them."""
+    parent, child = request_of("p", list(range(10))), request_of("c", list(range(10)))
+    run(kv, parent)
+    kv.fork(parent.request_id, child.request_id, 9)
+    return parent, child
+
+
+def test_fork_shares_full_and_partial_blocks(kv, forked):
+    parent, child = forked
+    shared = kv.table(parent.request_id).ids.tolist()
+    assert kv.table(child.request_id).ids.tolist() == shared
+    assert kv.usage == pytest.approx(3 / 20)
+    assert kv.has_shared_tables
+
+
+def test_admit_returns_the_shared_tokens_when_the_request_is_a_fork(kv, forked):
+    _, child = forked
+    assert kv.admit(child, 1) == 9
+    assert kv.stats().num_query_tokens == 10
+
+
+def test_prepare_write_copies_the_partial_block_for_the_first_writer_only(kv, forked):
+    parent, child = forked
+    source = int(kv.table(parent.request_id).ids[2])
+    copies = kv.prepare_write(child.request_id, 9, 1)
+    assert copies == [(source, int(kv.table(child.request_id).ids[2]))]
+    assert int(kv.table(child.request_id).ids[2]) != source
+    assert kv.prepare_write(parent.request_id, 10, 1) == []
+    assert int(kv.table(parent.request_id).ids[2]) == source
+    assert not kv.has_shared_tables
+
+
+def test_prepare_write_copies_nothing_when_the_other_side_is_gone(kv, forked):
+    parent, child = forked
+    kv.free(parent.request_id)
+    assert kv.prepare_write(child.request_id, 9, 1) == []
+    assert not kv.has_shared_tables
+
+
+def test_prepare_write_copies_a_cached_block_even_when_held_once(kv):
+    parent, child = request_of("p", list(range(8))), request_of("c", list(range(8)))
+    run(kv, parent)
+    kv.fork(parent.request_id, child.request_id, 8)
+    kv.free(parent.request_id)
+    assert kv.admit(child, 0) == 7
+    cached = int(kv.table(child.request_id).ids[1])
+    copies = kv.prepare_write(child.request_id, 7, 1)
+    assert copies == [(cached, int(kv.table(child.request_id).ids[1]))]
+    assert kv.match_prefix(request_of("d", list(range(9)))) == 8
+
+
+def test_prepare_write_changes_nothing_when_there_is_no_room(kv, forked):
+    _, child = forked
+    kv.admit(request_of("x", [70] * 17 * BLOCK_SIZE), 1)
+    before = kv.table(child.request_id).ids.tolist()
+    assert kv.prepare_write(child.request_id, 9, 1) is None
+    assert kv.table(child.request_id).ids.tolist() == before
+    assert kv.has_shared_tables
+
+
+def test_prepare_write_has_nothing_to_do_when_nothing_was_forked(kv):
+    request = request_of("a", list(range(9)))
+    kv.admit(request, 0)
+    assert kv.prepare_write(request.request_id, 0, 9) == []
+
+
+def test_fork_refuses_when_the_parent_has_no_such_tokens(kv):
+    run(kv, request_of("p", list(range(4))))
+    with pytest.raises(IntegrityError, match="has room for 4"):
+        kv.fork(RequestId("p"), RequestId("c"), 5)
+
+
+def test_check_integrity_raises_when_a_sharer_holds_nothing():
+    kv = manager_of()
+    kv._shared_until[RequestId("ghost")] = 3
+    with pytest.raises(IntegrityError, match="marked as sharing"):
+        kv.check_integrity()
+
+
+def test_check_integrity_raises_when_a_table_is_missing():
+    kv = manager_of()
+    kv._next_full[RequestId("ghost")] = BLOCK_SIZE
+    with pytest.raises(IntegrityError, match="not those that hold blocks"):
+        kv.check_integrity()
