@@ -47,16 +47,14 @@ def encode(llm: LLM, prompt: str) -> list[int]:
 
 
 @torch.inference_mode()
-def greedy(model: torch.nn.Module, prompt: list[int]) -> list[int]:
-    """Continue one prompt by itself, the plain way."""
-    tokens: list[int] = []
-    inputs, past = torch.tensor([prompt]), None
-    for _ in range(NUM_TOKENS):
-        output = model(inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
-        past = output.past_key_values
-        tokens.append(int(output.logits[0, -1].argmax()))
-        inputs = torch.tensor([tokens[-1:]])
-    return tokens
+def greedy(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> list[int]:
+    """Return the likeliest token after the prompt and after each of `tokens` but the last.
+
+    When the answer is `tokens`, they are what greedy decoding gives, by induction; one pass over
+    them takes a small part of the time of decoding them.
+    """
+    logits = model(torch.tensor([prompt + tokens[:-1]]), logits_to_keep=len(tokens)).logits
+    return logits[0].argmax(dim=-1).tolist()
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
@@ -73,4 +71,5 @@ def test_greedy_tokens_equal_transformers(name: str) -> None:
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
     for title, prompt, tokens in zip(PROMPTS, prompts, ours, strict=True):
-        assert tokens == greedy(model, prompt), title
+        assert len(tokens) == NUM_TOKENS
+        assert tokens == greedy(model, prompt, tokens), title

@@ -2,10 +2,12 @@
 
 from itertools import groupby
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from evenflow.core.errors import IntegrityError
 from evenflow.memory.allocator import ExtentAllocator
 from evenflow.memory.extents import Extent
 
@@ -82,6 +84,18 @@ class ExtentAllocatorMachine(RuleBasedStateMachine):
         self.taken.append(kept)
         self.mark(freed, free=True)
         self.allocator.free(freed)
+
+    @rule(data=st.data())
+    def claim(self, data: st.DataObject) -> None:
+        block_id = data.draw(st.integers(0, len(self.is_free) - 1))
+        if self.is_free[block_id]:
+            with pytest.raises(IntegrityError):
+                self.allocator.free(Extent(block_id, 1))
+            self.allocator.claim(block_id)
+            self.mark(Extent(block_id, 1), free=False)
+        else:
+            with pytest.raises(IntegrityError):
+                self.allocator.claim(block_id)
 
     @invariant()
     def agrees_with_the_bitmap(self) -> None:

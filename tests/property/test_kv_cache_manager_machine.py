@@ -145,16 +145,21 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         tokens=TOKENS,
         salt=st.sampled_from(["", "", "", "other"]),
         num_more_tokens=st.integers(1, 8),
+        at_once=st.booleans(),
     )
-    def arrive(self, tokens: list[int], salt: str, num_more_tokens: int) -> None:
+    def arrive(self, tokens: list[int], salt: str, num_more_tokens: int, at_once: bool) -> None:
         request = self.new_request(tokens, salt, num_more_tokens)
         if self.num_blocks_for(request.max_num_tokens) <= self.kv.num_blocks:
             self.waiting.append(request)
+            if at_once:
+                self.admit(request)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
-    def admit(self, data: st.DataObject) -> None:
-        request = data.draw(st.sampled_from(self.waiting))
+    def admit_one(self, data: st.DataObject) -> None:
+        self.admit(data.draw(st.sampled_from(self.waiting)))
+
+    def admit(self, request: Request) -> None:
         request_id, num_blocks = request.request_id, self.num_blocks_for(request.num_tokens)
         before, used = self.snapshot(), self.used_blocks()
         if self.kv.holds(request_id):
@@ -230,16 +235,21 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         request.num_computed_tokens = first + count
         self.kv.commit(request, first + count)
 
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), own_tokens=TOKENS, num_more_tokens=st.integers(1, 8))
-    def fork(self, data: st.DataObject, own_tokens: list[int], num_more_tokens: int) -> None:
-        parent = data.draw(st.sampled_from(self.running))
-        if parent.num_computed_tokens == 0:
+    @precondition(lambda self: self.computed())
+    @rule(
+        data=st.data(),
+        own_tokens=st.lists(st.integers(0, 1), max_size=6),
+        num_more_tokens=st.integers(1, 8),
+        at_once=st.booleans(),
+    )
+    def fork(
+        self, data: st.DataObject, own_tokens: list[int], num_more_tokens: int, at_once: bool
+    ) -> None:
+        parent = data.draw(st.sampled_from(self.computed()))
+        shared = parent.num_computed_tokens - data.draw(st.integers(0, 2))
+        if shared < 1:
             return
-        shared = data.draw(st.integers(1, parent.num_computed_tokens))
         tokens = parent.token_ids[:shared] + own_tokens
-        if data.draw(st.booleans()):
-            tokens = parent.token_ids[:shared]
         child = self.new_request(tokens, parent.cache_salt, num_more_tokens)
         if self.num_blocks_for(child.max_num_tokens) > self.kv.num_blocks:
             return
@@ -247,6 +257,11 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         self.asked[child.request_id] = shared
         child.num_computed_tokens = shared
         self.waiting.append(child)
+        if at_once:
+            self.admit(child)
+
+    def computed(self) -> list[Request]:
+        return [request for request in self.running if request.num_computed_tokens]
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), ahead=st.integers(1, 10))
@@ -264,6 +279,7 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
     def free(self, data: st.DataObject) -> None:
         self.drop(data.draw(st.sampled_from(self.running + self.waiting)))
 
+    @precondition(lambda self: self.kv.stats().num_evictable)
     @rule()
     def reset_prefix_cache(self) -> None:
         self.kv.reset_prefix_cache()
@@ -276,9 +292,10 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         if not hasattr(self, "kv"):
             return
         self.kv.check_integrity()
-        for extent in self.kv._pool._allocator.free_extents():
-            for slot in range(extent.start * self.block_size, extent.stop * self.block_size):
-                self.storage.pop(slot, None)  # freed blocks are poisoned
+        for block_id in range(self.kv.num_blocks):
+            if not self.kv._pool.ref_count(block_id) and not self.kv._pool.is_cached(block_id):
+                for offset in range(self.block_size):  # empty blocks are poisoned
+                    self.storage.pop(block_id * self.block_size + offset, None)
         for request in self.holders():
             for position in range(request.num_computed_tokens):
                 stored = self.storage[self.slot(request, position)]
@@ -308,5 +325,5 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
 
 TestKVCacheManagerMachine = KVCacheManagerMachine.TestCase
 TestKVCacheManagerMachine.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=300, stateful_step_count=50, deadline=None, derandomize=True
 )

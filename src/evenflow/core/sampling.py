@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -74,6 +73,7 @@ class SamplingParams:
         self._check_switches()
         self._check_counts()
         self._check_ranges()
+        self._check_logit_bias()
 
     def _check_switches(self) -> None:
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
@@ -98,8 +98,6 @@ class SamplingParams:
             _require_int("seed", self.seed, -(2**63), 2**64 - 1)
         for token_id in self.stop_token_ids:
             _require_int("stop_token_ids", token_id, 0, None)
-        for token_id in self.logit_bias:
-            _require_int("logit_bias", token_id, 0, None)
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise InvalidRequestError(
                 "stop must hold non-empty strings", param="stop", why=f"it is {self.stop!r}"
@@ -119,7 +117,16 @@ class SamplingParams:
         _require_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _require_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _require_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        for bias in self.logit_bias.values():
+
+    def _check_logit_bias(self) -> None:
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidRequestError(
+                "logit_bias must map token ids to numbers",
+                param="logit_bias",
+                why=f"it is {self.logit_bias!r}",
+            )
+        for token_id, bias in self.logit_bias.items():
+            _require_int("logit_bias", token_id, 0, None)
             _require_real("logit_bias", bias, -100.0, 100.0)
 
     @property
@@ -155,8 +162,7 @@ def _require_real(name: str, value: object, low: float, high: float) -> None:
     in_range = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= value <= high
+        and low <= value <= high  # never true of NaN
     )
     if not in_range:
         raise InvalidRequestError(

@@ -8,6 +8,7 @@ line, so that a resumed run knows what is missing even when custom ids are absen
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from evenflow.engine.openai_format import (
 from evenflow.engine.outputs import CompletionOutput, RequestOutput
 
 _ID_PREFIX = "batch_req_"
+_LINE_START = b'{"id": "' + _ID_PREFIX.encode()
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""What undecodable bytes become when the input file is read."""
 
 
 @dataclass(slots=True)

@@ -143,8 +143,9 @@ class Engine:
         """
         self._check_prompt(prompt_token_ids, params)
         ids = [RequestId(completion_id(request_id, index)) for index in range(params.n)]
+        unreported = {progress.request.request_id for progress in self._ended}
         for taken in ids:
-            if taken in self._live:
+            if taken in self._live or taken in unreported:
                 raise DuplicateRequestError(
                     f"request id {taken!r} is in use",
                     param="request_id",

@@ -52,7 +52,7 @@ class Delta:
             is incomplete.
         logprobs: of the new token, if asked for.
         prompt_logprobs: of the prompt tokens from the second on, with the first new token, if
-            asked for.
+            asked for; empty for a completion that shares another one's prompt.
         finish_reason: "stop", "length", "abort" or "error" on the last delta, else None.
         stop_reason: the stop token id or stop string that ended it.
         metrics: on the last delta.

@@ -80,9 +80,9 @@ class CompletionProgress:
         """Return what the step added."""
         request = self.request
         delta = Delta(self.user_id, self.index, token_id, self.piece, logprobs)
-        if self.prompt_logprobs:
+        is_first = token_id is not None and request.num_output_tokens == 1
+        if is_first and request.sampling.prompt_logprobs is not None:
             delta.prompt_logprobs = [entry for _, entry in sorted(self.prompt_logprobs.items())]
-            self.prompt_logprobs = {}
         if request.is_finished:
             self._close(delta, now_s)
         return delta

@@ -5,9 +5,9 @@ Does not know: who has the others; whoever frees an extent must own all of it.
 
 Three views of the same free extents are kept in step:
 
-    _length_at      start -> length      is there a free extent right behind this one?
-    _start_before   stop -> start        is there one right before it?
-    _by_size        sorted (length, start)      which is the smallest that fits, the largest?
+    _starts      sorted                   which free extent is before, behind or around a block?
+    _length_at   start -> length          and how long is it?
+    _by_size     sorted (length, start)   which is the smallest that fits, which the largest?
 
 Invariants:
     Free extents are disjoint and never touch: neighbours are always merged.
@@ -16,7 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 
 from evenflow.core.errors import IntegrityError
 from evenflow.memory.extents import Extent
@@ -36,8 +36,8 @@ class ExtentAllocator:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.num_free = 0
+        self._starts: list[int] = []
         self._length_at: dict[int, int] = {}
-        self._start_before: dict[int, int] = {}
         self._by_size: list[tuple[int, int]] = []
         self.free(Extent(0, num_blocks))
 
@@ -48,7 +48,7 @@ class ExtentAllocator:
 
     def free_extents(self) -> list[Extent]:
         """Return the free extents by address."""
-        return [Extent(start, self._length_at[start]) for start in sorted(self._length_at)]
+        return [Extent(start, self._length_at[start]) for start in self._starts]
 
     def allocate(self, num_blocks: int) -> Extent | None:
         """Take `num_blocks` neighbours off the head of the smallest free extent that has them.
@@ -82,20 +82,45 @@ class ExtentAllocator:
             num_blocks -= extent.length
         return extents
 
+    def claim(self, block_id: int) -> None:
+        """Take this one block.
+
+        Raises:
+            IntegrityError: it is not free.
+        """
+        position = bisect_right(self._starts, block_id) - 1
+        start = self._starts[position] if position >= 0 else block_id + 1
+        extent = Extent(start, self._length_at.get(start, 0))
+        if not extent.contains(block_id):
+            raise IntegrityError(f"block {block_id} is claimed but not free")
+        self._remove(start, extent.length)
+        if block_id > start:
+            self._insert(start, block_id - start)
+        if extent.stop > block_id + 1:
+            self._insert(block_id + 1, extent.stop - block_id - 1)
+        self.num_free -= 1
+
     def free(self, extent: Extent) -> None:
-        """Give an extent back; it merges with free neighbours on both sides."""
-        start, length = extent.start, extent.length
-        self.num_free += length
-        before = self._start_before.get(start)
-        if before is not None:
-            length_before = start - before
-            self._remove(before, length_before)
-            start, length = before, length + length_before
-        length_behind = self._length_at.get(extent.stop)
-        if length_behind is not None:
-            self._remove(extent.stop, length_behind)
-            length += length_behind
-        self._insert(start, length)
+        """Give an extent back; it merges with free neighbours on both sides.
+
+        Raises:
+            IntegrityError: some of it is free already.
+        """
+        start, stop = extent.start, extent.stop
+        position = bisect_left(self._starts, start)
+        behind = self._starts[position] if position < len(self._starts) else self.num_blocks + 1
+        before = self._starts[position - 1] if position > 0 else -1
+        stop_before = before + self._length_at.get(before, 0)
+        if behind < stop or stop_before > start:
+            raise IntegrityError(f"{extent} is freed but not all of it was taken")
+        if behind == stop:
+            stop += self._length_at[behind]
+            self._remove(behind, stop - behind)
+        if stop_before == start:
+            self._remove(before, start - before)
+            start = before
+        self._insert(start, stop - start)
+        self.num_free += extent.length
 
     def check_integrity(self) -> None:
         """Compare the three views with each other.
@@ -114,8 +139,8 @@ class ExtentAllocator:
             stop_before = extent.stop
         if self._by_size != sorted((extent.length, extent.start) for extent in extents):
             raise IntegrityError("the size index does not list the free extents")
-        if self._start_before != {extent.stop: extent.start for extent in extents}:
-            raise IntegrityError("the index of ends does not list the free extents")
+        if sorted(self._length_at) != self._starts:
+            raise IntegrityError("the index of starts does not list the free extents")
         if self.num_free != sum(extent.length for extent in extents):
             raise IntegrityError(f"num_free is {self.num_free}, not the sum of the free extents")
 
@@ -130,10 +155,10 @@ class ExtentAllocator:
 
     def _insert(self, start: int, length: int) -> None:
         self._length_at[start] = length
-        self._start_before[start + length] = start
+        insort(self._starts, start)
         insort(self._by_size, (length, start))
 
     def _remove(self, start: int, length: int) -> None:
         del self._length_at[start]
-        del self._start_before[start + length]
+        del self._starts[bisect_left(self._starts, start)]
         del self._by_size[bisect_left(self._by_size, (length, start))]

@@ -1,12 +1,13 @@
 """How block tables grow: by groups, whose unused tails can be taken back.
 
 How many blocks a table is given at once is a matter of pressure (FastSwitch, arXiv 2411.18424):
-what it needs, or its share of the free blocks up to `initial_group_blocks` if that is more. The
-surplus is its reserved tail. Later growth is then contiguous and free of charge; and since whoever
-runs short may cut tails off, memory is wasted no more than by paging one block at a time.
+what it needs or, if that is more, its share of the empty blocks, but at least 8 and at most
+`initial_group_blocks`. The surplus is its reserved tail. Later growth is then contiguous and free
+of charge; and since whoever runs short may cut tails off, memory is wasted no more than by paging
+one block at a time.
 
-Room comes from three places, in this order: free blocks; the reserved tails of other tables,
-longest first; evictable blocks, in the order of the eviction policy.
+Room comes from three places, in this order: blocks that are ready, which is to say empty or cold;
+the reserved tails of other tables, longest first; warm blocks, in the order of the eviction policy.
 
 Knows: all block tables and their tails.
 Does not know: tokens, contents, why a table grows.
@@ -28,6 +29,9 @@ from evenflow.core.ids import BlockId, RequestId
 from evenflow.memory.block_pool import BlockPool
 from evenflow.memory.block_table import BlockTable
 from evenflow.memory.extents import Extent, coalesce
+
+# Copies of 5 to 10 blocks already saturate a PCIe link, so less is not worth a group.
+_MIN_GROUP_BLOCKS = 8
 
 
 class BlockGroups:
@@ -53,7 +57,7 @@ class BlockGroups:
     @property
     def num_available(self) -> int:
         """Blocks that one table could obtain at most, its own reserved tail included."""
-        return self._pool.num_free + self.num_reserved + self._pool.num_evictable
+        return self._pool.num_empty + self._pool.num_evictable + self.num_reserved
 
     def create(
         self, request_id: RequestId, block_ids: Sequence[BlockId], max_num_blocks: int
@@ -73,22 +77,19 @@ class BlockGroups:
         self.tables[request_id] = table
         return table
 
-    def extend(
-        self, table: BlockTable, num_blocks: int, *, num_sharing: int, min_group_blocks: int
-    ) -> None:
+    def extend(self, table: BlockTable, num_blocks: int, *, num_sharing: int) -> None:
         """Let a table use `num_blocks` blocks; what it lacks must be available.
 
         Args:
             table: takes its own reserved tail first.
             num_blocks: length of its used part afterwards.
-            num_sharing: requests among which the free blocks are thought to be divided.
-            min_group_blocks: blocks to take at once even if that is more than a fair share.
+            num_sharing: requests among which the empty blocks are thought to be divided.
         """
         self._use(table, min(num_blocks, table.num_blocks))
         need = num_blocks - table.num_blocks
         if need <= 0:
             return
-        share = max(self._pool.num_free // num_sharing, min_group_blocks)
+        share = max(self._pool.num_empty // num_sharing, _MIN_GROUP_BLOCKS)
         useful = table.max_num_blocks - table.num_blocks
         for extent in self.take(need, min(share, self._initial_group_blocks, useful)):
             table.append(extent)
@@ -96,13 +97,14 @@ class BlockGroups:
         self._use(table, num_blocks)
 
     def take(self, need: int, group_blocks: int = 0) -> list[Extent]:
-        """Take `need` blocks, which must be available, or a longer run of free ones.
+        """Take `need` blocks, which must be available, or a longer run.
 
         The result is one run of `group_blocks` if there is one, else the longest run if that covers
         the need, else just the need in several runs.
         """
+        self._pool.cool_for_run(max(need, group_blocks))
         self._make_room(need)
-        return self._pool.allocate(max(need, min(group_blocks, self._pool.largest_free)))
+        return self._pool.allocate(max(need, min(group_blocks, self._pool.longest_ready)))
 
     def drop(self, request_id: RequestId) -> None:
         """Give back a table, last block first, so that a prefix outlives what follows it."""
@@ -142,12 +144,11 @@ class BlockGroups:
         table.use(num_blocks)
 
     def _make_room(self, num_blocks: int) -> None:
-        """See to it that `num_blocks` blocks are free."""
-        while self._pool.num_free < num_blocks and self.num_reserved:
+        """See to it that `num_blocks` blocks are ready."""
+        while self._pool.num_ready < num_blocks and self.num_reserved:
             table = max(self.tables.values(), key=attrgetter("num_reserved_blocks"))
-            missing = num_blocks - self._pool.num_free
+            missing = num_blocks - self._pool.num_ready
             for extent in table.cut_tail(min(missing, table.num_reserved_blocks)):
                 self._pool.release(extent.block_ids)
                 self.num_reserved -= extent.length
-        if self._pool.num_free < num_blocks:
-            self._pool.evict(num_blocks - self._pool.num_free)
+        self._pool.cool(num_blocks)

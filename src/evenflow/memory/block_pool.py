@@ -1,19 +1,24 @@
-"""Every block's whereabouts: free, held by requests, or kept for its content alone.
+"""Every block's whereabouts: empty, held by requests, or kept for its content alone.
 
-                  allocate                    register (full, first of its content)
-      FREE ────────────────────▶ HELD ────────────────────────▶ HELD, CACHED ◀──┐
-       ▲  ▲                       │  ▲▼ share, release              │  ▲▼        │ share (a hit)
-       │  └───────────────────────┘  refs 1, 2, ...                 │  refs      │
-       │       last release                            last release ▼            │
-       └──────────────────────────────────────────────────────── EVICTABLE ──────┘
-                                  evict                            refs 0
+                 allocate                register (full, first of its content)
+      EMPTY ───────────────▶ HELD ───────────────────────────▶ HELD, CACHED
+        ▲                    │  ▲                                │  ▲    ▲
+        └────────────────────┘  │                  last release  ▼  │    │ share (a hit)
+             last release       │                               WARM ────┤
+                                │ allocate                       │ cool │
+                                └───────────────────────────── COLD ─────┘
+
+Warm and cold blocks are evictable: nobody holds them, and their content can be found. The eviction
+policy ranks the warm ones. The cold ones, its past victims, lie among the empty blocks, where best
+fit makes long runs of both; the content of a cold block is lost only when it is handed out.
+Evicting in strict order, one block here and one there, would grind extents down to single blocks.
 
 Knows: how many references each block has and which content it carries.
 Does not know: requests, tables, tokens; who may be robbed of a reserved tail.
 
 Invariants:
-    A block is free, or held (references > 0), or evictable (cached, no references); never two.
-    The candidates of the eviction policy are exactly the hashes of the evictable blocks.
+    A block is in the allocator (empty or cold), or held (references > 0), or warm; never two.
+    The candidates of the eviction policy are exactly the hashes of the warm blocks.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ class BlockPool:
 
     Args:
         num_blocks: blocks to manage.
-        eviction: chooses which evictable block to give up; starts without candidates.
+        eviction: ranks evictable content; starts without candidates.
     """
 
     def __init__(self, num_blocks: int, eviction: EvictionPolicy[BlockHash]) -> None:
@@ -42,21 +47,27 @@ class BlockPool:
         self._eviction = eviction
         self._cache = PrefixCache()
         self._ref_counts = [0] * num_blocks
+        self._num_cold = 0
 
     @property
-    def num_free(self) -> int:
+    def num_empty(self) -> int:
         """Blocks that hold nothing."""
-        return self._allocator.num_free
-
-    @property
-    def largest_free(self) -> int:
-        """Length of the longest run of free blocks."""
-        return self._allocator.largest_free
+        return self._allocator.num_free - self._num_cold
 
     @property
     def num_evictable(self) -> int:
-        """Blocks kept for their content alone."""
-        return len(self._eviction)
+        """Blocks kept for their content alone, warm or cold."""
+        return len(self._eviction) + self._num_cold
+
+    @property
+    def num_ready(self) -> int:
+        """Blocks that can be handed out at once, empty or cold."""
+        return self._allocator.num_free
+
+    @property
+    def longest_ready(self) -> int:
+        """Length of the longest run of such blocks."""
+        return self._allocator.largest_free
 
     @property
     def num_cached(self) -> int:
@@ -72,17 +83,17 @@ class BlockPool:
         return self._cache.hash_of(block_id) is not None
 
     def allocate(self, num_blocks: int) -> list[Extent]:
-        """Turn free blocks into held ones with one reference, in as few extents as possible.
+        """Hand out empty or cold blocks with one reference, in as few extents as possible.
 
         Raises:
-            IntegrityError: fewer are free.
+            IntegrityError: fewer are ready.
         """
         extents = self._allocator.allocate_scattered(num_blocks)
         if extents is None:
-            raise IntegrityError(
-                f"{num_blocks} blocks are to be taken but {self.num_free} are free"
-            )
+            raise IntegrityError(f"{num_blocks} blocks are to be taken, {self.num_ready} are ready")
         for extent in extents:
+            if self._num_cold:
+                self._forget(extent)
             self._ref_counts[extent.start : extent.stop] = [1] * extent.length
         return extents
 
@@ -97,18 +108,16 @@ class BlockPool:
             if content is not None:
                 self._eviction.access(content)
             if self._ref_counts[block_id] == 0:
-                if content is None:
-                    raise IntegrityError(f"block {block_id} is free and cannot be shared")
-                self._eviction.discard(content)
+                self._revive(block_id, content)
             self._ref_counts[block_id] += 1
 
     def release(self, block_ids: Iterable[BlockId]) -> None:
         """Drop one reference to each block.
 
-        Without references left, cached blocks become evictable in the given order and the others
-        become free.
+        Without references left, cached blocks become warm, in the given order, and the others
+        become empty.
         """
-        freed: list[BlockId] = []
+        emptied: list[BlockId] = []
         for block_id in block_ids:
             ref_count = self._ref_counts[block_id] - 1
             if ref_count < 0:
@@ -117,10 +126,10 @@ class BlockPool:
             if ref_count == 0:
                 content = self._cache.hash_of(block_id)
                 if content is None:
-                    freed.append(block_id)
+                    emptied.append(block_id)
                 else:
                     self._eviction.add(content)
-        for extent in coalesce(sorted(freed)):
+        for extent in coalesce(sorted(emptied)):
             self._allocator.free(extent)
 
     def register(self, content: BlockHash, block_id: BlockId) -> None:
@@ -128,15 +137,25 @@ class BlockPool:
         self._eviction.access(content)
         self._cache.insert(content, block_id)
 
-    def evict(self, num_blocks: int) -> None:
-        """Turn evictable blocks into free ones, in the order of the eviction policy."""
-        evicted: list[BlockId] = []
-        for _ in range(num_blocks):
-            content = self._eviction.victim()
-            self._eviction.discard(content)
-            evicted.append(self._cache.remove(content))
-        for extent in coalesce(sorted(evicted)):
-            self._allocator.free(extent)
+    def cool(self, num_blocks: int) -> None:
+        """Cool warm blocks, in the order of the eviction policy, until so many are ready."""
+        while self._allocator.num_free < num_blocks:
+            self._cool_next()
+
+    def cool_for_run(self, length: int) -> None:
+        """Cool warm blocks until a run of that length is ready, or half of them are cold.
+
+        The warmer half keeps its content however scattered the rest may be.
+        """
+        while self._allocator.largest_free < length and self._num_cold < len(self._eviction):
+            self._cool_next()
+
+    def empty_evictable(self) -> None:
+        """Forget all content that nobody holds."""
+        while self._eviction:
+            self._cool_next()
+        for extent in self._allocator.free_extents():
+            self._forget(extent)
 
     def check_integrity(self) -> None:
         """Recount every block.
@@ -146,23 +165,48 @@ class BlockPool:
         """
         self._allocator.check_integrity()
         self._cache.check_integrity()
-        free_extents = self._allocator.free_extents()
-        free = {block_id for extent in free_extents for block_id in extent.block_ids}
-        num_evictable = 0
+        ready = {b for extent in self._allocator.free_extents() for b in extent.block_ids}
+        num_warm = num_cold = 0
         for block_id in Extent(0, self.num_blocks).block_ids:
             ref_count, content = self._ref_counts[block_id], self._cache.hash_of(block_id)
-            evictable = content is not None and content in self._eviction
-            num_evictable += evictable
-            places = [block_id in free, ref_count > 0, evictable]
+            is_warm = content is not None and content in self._eviction
+            places = [block_id in ready, ref_count > 0, is_warm]
             if sum(places) != 1 or ref_count < 0:
                 raise IntegrityError(
                     f"block {block_id} is not in exactly one place",
-                    why=f"free, held, evictable = {places} with {ref_count} references",
+                    why=f"ready, held, warm = {places} with {ref_count} references",
                 )
-            if block_id in free and content is not None:
-                raise IntegrityError(f"block {block_id} is free but its content can be found")
-        if num_evictable != len(self._eviction):
+            num_warm += is_warm
+            num_cold += block_id in ready and content is not None
+        if (num_warm, num_cold) != (len(self._eviction), self._num_cold):
             raise IntegrityError(
-                f"the eviction policy has {len(self._eviction)} candidates",
-                why=f"{num_evictable} blocks are evictable",
+                f"{num_warm} blocks are warm and {num_cold} cold",
+                why=f"counted are {len(self._eviction)} and {self._num_cold}",
             )
+
+    def _cool_next(self) -> None:
+        content = self._eviction.victim()
+        block_id = self._cache.find(content)
+        if block_id is None:
+            raise IntegrityError("the eviction policy names content that is not cached")
+        self._eviction.discard(content)
+        self._allocator.free(Extent(block_id, 1))
+        self._num_cold += 1
+
+    def _revive(self, block_id: BlockId, content: BlockHash | None) -> None:
+        """Take an evictable block out of its place, because it is about to be held."""
+        if content is None:
+            raise IntegrityError(f"block {block_id} is empty and cannot be shared")
+        if content in self._eviction:
+            self._eviction.discard(content)
+        else:
+            self._allocator.claim(block_id)
+            self._num_cold -= 1
+
+    def _forget(self, extent: Extent) -> None:
+        """Lose the content of cold blocks."""
+        for block_id in extent.block_ids:
+            content = self._cache.hash_of(block_id)
+            if content is not None:
+                self._cache.remove(content)
+                self._num_cold -= 1

@@ -26,9 +26,6 @@ from evenflow.memory.block_table import BlockTable
 from evenflow.memory.eviction import LRU, EvictionPolicy
 from evenflow.memory.prefix_cache import BlockHash, HashChain, root_hash
 
-_MIN_FIRST_GROUP_BLOCKS = 4
-_MIN_GROWTH_BLOCKS = 1
-
 
 @dataclass(slots=True, frozen=True)
 class KVCacheStats:
@@ -168,12 +165,7 @@ class KVCacheManager:
             return None
         max_num_blocks = self._num_blocks_for(request.max_num_tokens)
         table = self._groups.create(request_id, hits, max_num_blocks)
-        self._groups.extend(
-            table,
-            self._num_blocks_for(num_tokens),
-            num_sharing=num_running + 1,
-            min_group_blocks=_MIN_FIRST_GROUP_BLOCKS,
-        )
+        self._groups.extend(table, self._num_blocks_for(num_tokens), num_sharing=num_running + 1)
         self._next_full[request_id] = self._next_full_after(len(hits))
         num_hit_tokens = len(hits) * self.block_size
         if self.enable_prefix_caching and request.num_preemptions == 0:
@@ -193,12 +185,7 @@ class KVCacheManager:
         num_blocks = self._num_blocks_for(num_tokens)
         if num_blocks - table.num_used_blocks > self.num_available_blocks:
             return False
-        self._groups.extend(
-            table,
-            num_blocks,
-            num_sharing=len(self._tables) + 1,
-            min_group_blocks=_MIN_GROWTH_BLOCKS,
-        )
+        self._groups.extend(table, num_blocks, num_sharing=len(self._tables) + 1)
         return True
 
     def prepare_write(
@@ -257,9 +244,7 @@ class KVCacheManager:
         num_full_blocks = num_tokens // self.block_size
         if self.enable_prefix_caching:
             self._chains[child_id] = self._chains[parent_id].fork(num_full_blocks)
-        self._next_full[child_id] = min(
-            self._next_full[parent_id], self._next_full_after(num_full_blocks)
-        )
+        self._next_full[child_id] = self._next_full_after(num_full_blocks)
         self._shared_until[child_id] = num_tokens
         self._shared_until[parent_id] = max(num_tokens, self._shared_until.get(parent_id, 0))
 
@@ -291,7 +276,7 @@ class KVCacheManager:
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached content that no request holds."""
-        self._pool.evict(self._pool.num_evictable)
+        self._pool.empty_evictable()
 
     def stats(self) -> KVCacheStats:
         """Return where the blocks are at present."""
@@ -299,7 +284,7 @@ class KVCacheManager:
         num_table_blocks = sum(table.num_blocks for table in self._tables.values())
         return KVCacheStats(
             num_blocks=self.num_blocks,
-            num_free=self._pool.num_free,
+            num_free=self._pool.num_empty,
             num_used=self.num_blocks - self.num_available_blocks,
             num_reserved=self._groups.num_reserved,
             num_evictable=self._pool.num_evictable,

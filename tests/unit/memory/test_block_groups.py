@@ -22,8 +22,8 @@ class Memory:
     def table(self, request_id: RequestId, *, useful: int = 1000) -> BlockTable:
         return self.groups.create(request_id, [], useful)
 
-    def extend(self, table: BlockTable, num_blocks: int, *, sharing: int = 1, least: int = 1):
-        self.groups.extend(table, num_blocks, num_sharing=sharing, min_group_blocks=least)
+    def extend(self, table: BlockTable, num_blocks: int, *, sharing: int = 1) -> None:
+        self.groups.extend(table, num_blocks, num_sharing=sharing)
         self.pool.check_integrity()
         self.groups.check_integrity()
 
@@ -44,17 +44,24 @@ def test_extend_takes_the_need_when_that_is_more_than_a_group():
 
 
 def test_extend_takes_its_share_when_memory_is_divided():
-    memory = Memory(num_blocks=24)
+    memory = Memory(num_blocks=100, initial_group_blocks=60)
     table = memory.table(A)
     memory.extend(table, 1, sharing=4)
-    assert table.num_blocks == 6
+    assert table.num_blocks == 25
 
 
 def test_extend_takes_the_least_group_when_its_share_is_smaller():
-    memory = Memory(num_blocks=24)
+    memory = Memory(num_blocks=100)
     table = memory.table(A)
-    memory.extend(table, 1, sharing=20, least=4)
-    assert table.num_blocks == 4
+    memory.extend(table, 1, sharing=50)
+    assert table.num_blocks == 8
+
+
+def test_extend_reserves_nothing_when_groups_are_single_blocks():
+    memory = Memory(initial_group_blocks=1)
+    table = memory.table(A)
+    memory.extend(table, 3)
+    assert table.num_blocks == 3
 
 
 def test_extend_reserves_nothing_past_the_end_of_the_request():
@@ -66,9 +73,8 @@ def test_extend_reserves_nothing_past_the_end_of_the_request():
 
 def test_extend_takes_the_longest_run_when_no_group_is_whole():
     memory = Memory(num_blocks=20)
-    tables = [memory.table(RequestId(name)) for name in "vwxyz"]
-    for table, num_blocks in zip(tables, (4, 4, 6, 1, 5), strict=True):
-        memory.extend(table, num_blocks, sharing=100)
+    for name, num_blocks in zip("vwxyz", (4, 4, 6, 1, 5), strict=True):
+        memory.extend(memory.table(RequestId(name), useful=num_blocks), num_blocks)
     memory.groups.drop(RequestId("v"))
     memory.groups.drop(RequestId("x"))
     table = memory.table(A)
@@ -96,20 +102,37 @@ def test_extend_steals_the_end_of_the_longest_tail_when_nothing_is_free():
     assert (first.num_reserved_blocks, second.num_reserved_blocks) == (6, 6)
 
 
-def test_extend_steals_before_it_evicts():
-    memory = Memory(num_blocks=12)
-    cached = memory.table(B)
-    memory.extend(cached, 2, sharing=100)
+def test_extend_steals_before_it_takes_warm_blocks():
+    memory = Memory(num_blocks=14)
+    cached, victim = memory.table(B, useful=4), memory.table(A)
+    memory.extend(cached, 4)
+    memory.extend(victim, 6)
     for block_id in cached.ids.tolist():
         memory.pool.register(BlockHash(bytes([block_id])), block_id)
     memory.groups.drop(B)
-    victim, needy = memory.table(A), memory.table(C)
-    memory.extend(victim, 6)
-    memory.extend(needy, 4)
-    assert memory.pool.num_evictable == 2
-    memory.extend(needy, 5)
-    assert memory.pool.num_evictable == 1
-    assert memory.groups.num_available == 1
+    assert (memory.pool.num_evictable, memory.groups.num_reserved) == (4, 4)
+    needy = memory.table(C)
+    memory.extend(needy, 6)
+    assert (memory.pool.num_evictable, memory.groups.num_reserved) == (2, 0)
+    memory.extend(needy, 8)
+    assert memory.groups.num_available == 0
+
+
+def test_extend_keeps_extents_long_when_memory_is_full_of_warm_blocks():
+    memory = Memory(num_blocks=64)
+    cached = memory.table(A, useful=64)
+    memory.extend(cached, 64)
+    for block_id in cached.ids.tolist():
+        memory.pool.register(BlockHash(bytes([block_id])), block_id)
+    # Every other block is the least recently used: strict order would free no two neighbours.
+    memory.pool.share(cached.ids[::2].tolist())
+    memory.groups.drop(A)
+    memory.pool.release(cached.ids[::2].tolist())
+    table = memory.table(B)
+    memory.extend(table, 1)
+    assert memory.pool.num_evictable == 63
+    memory.extend(table, 2)
+    assert memory.groups.num_available == 62
 
 
 def test_extend_leaves_victims_their_used_blocks_when_memory_is_full():

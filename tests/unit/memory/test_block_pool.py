@@ -7,7 +7,7 @@ from evenflow.memory.eviction import LRU
 from evenflow.memory.extents import Extent
 from evenflow.memory.prefix_cache import BlockHash
 
-A, B, C = (BlockHash(name) for name in (b"a", b"b", b"c"))
+A, B, C, D = (BlockHash(name) for name in (b"a", b"b", b"c", b"d"))
 
 
 def ids(*block_ids: int) -> list[BlockId]:
@@ -24,11 +24,11 @@ def pool():
 def test_allocate_gives_one_reference(pool):
     assert pool.allocate(3) == [Extent(0, 3)]
     assert [pool.ref_count(b) for b in ids(0, 1, 2, 3)] == [1, 1, 1, 0]
-    assert pool.num_free == 7
+    assert pool.num_empty == 7
 
 
 def test_allocate_raises_when_too_little_is_free(pool):
-    with pytest.raises(IntegrityError, match="11 blocks are to be taken but 10 are free"):
+    with pytest.raises(IntegrityError, match="11 blocks are to be taken, 10 are ready"):
         pool.allocate(11)
 
 
@@ -37,16 +37,16 @@ def test_release_frees_at_the_last_reference_only(pool):
     pool.share(ids(0))
     pool.release(ids(0, 1))
     assert pool.ref_count(BlockId(0)) == 1
-    assert pool.num_free == 9
+    assert pool.num_empty == 9
     pool.release(ids(0))
-    assert pool.num_free == 10
+    assert pool.num_empty == 10
 
 
 def test_release_keeps_cached_blocks_as_evictable(pool):
     pool.allocate(2)
     pool.register(A, BlockId(0))
     pool.release(ids(0, 1))
-    assert (pool.num_free, pool.num_evictable, pool.num_cached) == (9, 1, 1)
+    assert (pool.num_empty, pool.num_evictable, pool.num_cached) == (9, 1, 1)
     assert pool.find(A) == 0
 
 
@@ -64,7 +64,7 @@ def test_share_revives_an_evictable_block(pool):
 
 
 def test_share_raises_when_the_block_is_free(pool):
-    with pytest.raises(IntegrityError, match="block 0 is free"):
+    with pytest.raises(IntegrityError, match="block 0 is empty"):
         pool.share(ids(0))
 
 
@@ -76,25 +76,59 @@ def test_register_keeps_the_first_block_of_a_content(pool):
     assert not pool.is_cached(BlockId(1))
 
 
-def test_evict_follows_the_order_of_release(pool):
-    pool.allocate(3)
-    for content, block_id in zip((A, B, C), ids(0, 1, 2), strict=True):
+@pytest.fixture
+def full_pool(pool):
+    """Blocks 0-3 carry A-D and are warm, D least recently used; nothing is ready."""
+    pool.allocate(10)
+    for content, block_id in zip((A, B, C, D), ids(0, 1, 2, 3), strict=True):
         pool.register(content, block_id)
-    pool.release(ids(2, 0, 1))
-    pool.evict(2)
-    assert [pool.find(content) for content in (A, B, C)] == [None, 1, None]
-    assert pool.num_free == 9
+    pool.release(ids(3, 2, 1, 0))
+    return pool
 
 
-def test_evict_spares_what_was_found_again(pool):
-    pool.allocate(2)
-    for content, block_id in zip((A, B), ids(0, 1), strict=True):
-        pool.register(content, block_id)
-    pool.release(ids(0, 1))
-    pool.share(ids(0))
-    pool.release(ids(0))
-    pool.evict(1)
-    assert pool.find(A) == 0
+def test_cool_makes_ready_in_the_order_of_release_and_keeps_content(full_pool):
+    full_pool.cool(2)
+    assert (full_pool.num_ready, full_pool.num_evictable, full_pool.num_empty) == (2, 4, 0)
+    assert [full_pool.find(content) for content in (A, B, C, D)] == [0, 1, 2, 3]
+
+
+def test_allocate_loses_the_content_of_the_cold_blocks_it_hands_out(full_pool):
+    full_pool.cool(2)
+    assert full_pool.allocate(1) == [Extent(2, 1)]
+    assert [full_pool.find(content) for content in (A, B, C, D)] == [0, 1, None, 3]
+    assert full_pool.num_evictable == 3
+
+
+def test_cool_spares_what_was_found_again(full_pool):
+    full_pool.share(ids(3))
+    full_pool.release(ids(3))
+    full_pool.cool(1)
+    assert full_pool.allocate(1) == [Extent(2, 1)]
+
+
+def test_cool_for_run_stops_when_the_run_is_there(full_pool):
+    full_pool.cool_for_run(1)
+    assert full_pool.num_ready == 1
+
+
+def test_cool_for_run_leaves_half_of_the_evictable_blocks_warm(full_pool):
+    full_pool.cool_for_run(4)
+    assert full_pool.longest_ready == 2
+
+
+def test_share_revives_a_cold_block(full_pool):
+    full_pool.cool(2)
+    full_pool.share(ids(2))
+    assert (full_pool.num_ready, full_pool.ref_count(BlockId(2))) == (1, 1)
+    assert full_pool.find(C) == 2
+
+
+def test_empty_evictable_forgets_warm_and_cold_content(full_pool):
+    full_pool.cool(2)
+    full_pool.share(ids(1))
+    full_pool.empty_evictable()
+    assert [full_pool.find(content) for content in (A, B, C, D)] == [None, 1, None, None]
+    assert (full_pool.num_empty, full_pool.num_evictable) == (3, 0)
 
 
 def corrupt_refs(pool):
@@ -117,8 +151,8 @@ def lose_a_block(pool):
     ("corrupt", "message"),
     [
         (corrupt_refs, "block 0 is not in exactly one place"),
-        (corrupt_candidates, "1 candidates"),
-        (corrupt_cache, "block 0 is free but its content can be found"),
+        (corrupt_candidates, "counted are 1 and 0"),
+        (corrupt_cache, "0 blocks are warm and 1 cold"),
         (lose_a_block, "block 0 is not in exactly one place"),
     ],
 )

@@ -70,9 +70,30 @@ def test_largest_free_is_zero_when_all_is_taken():
     assert (allocator.largest_free, allocator.num_free) == (0, 0)
 
 
-def test_check_integrity_raises_when_an_extent_is_freed_twice():
+def test_claim_splits_the_extent_around_the_block():
+    allocator = allocator_with_free(Extent(10, 5))
+    allocator.claim(12)
+    assert allocator.free_extents() == [Extent(10, 2), Extent(13, 2)]
+    assert allocator.num_free == 4
+
+
+@pytest.mark.parametrize("block_id", [9, 15, 0, 99])
+def test_claim_refuses_when_the_block_is_not_free(block_id):
+    allocator = allocator_with_free(Extent(10, 5))
+    with pytest.raises(IntegrityError, match="claimed but not free"):
+        allocator.claim(block_id)
+
+
+@pytest.mark.parametrize("extent", [Extent(4, 2), Extent(8, 4), Extent(2, 20), Extent(0, 1)])
+def test_free_refuses_when_a_block_is_free_already(extent):
+    allocator = allocator_with_free(Extent(0, 1), Extent(4, 6))
+    with pytest.raises(IntegrityError, match="not all of it was taken"):
+        allocator.free(extent)
+
+
+def test_check_integrity_raises_when_extents_touch():
     allocator = allocator_with_free(Extent(0, 10))
-    allocator.free(Extent(4, 2))
+    allocator._insert(10, 2)
     with pytest.raises(IntegrityError, match="not apart from its neighbour"):
         allocator.check_integrity()
 

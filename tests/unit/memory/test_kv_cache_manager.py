@@ -52,9 +52,9 @@ def test_admit_reserves_by_pressure_when_memory_is_plentiful():
     few, many = request_of("a", [1]), request_of("b", [1])
     kv.admit(few, 0)
     assert kv.num_held_blocks(few.request_id) == 60
-    kv.admit(many, 7)
-    assert kv.num_held_blocks(many.request_id) == 5
-    assert kv.num_stealable_blocks == 63
+    kv.admit(many, 3)
+    assert kv.num_held_blocks(many.request_id) == 10
+    assert kv.num_stealable_blocks == 59 + 9
 
 
 def test_admit_reserves_no_more_than_the_request_can_use():
@@ -205,10 +205,11 @@ def test_commit_keeps_the_first_block_when_two_compute_the_same(kv):
     assert int(kv.table(RequestId("c")).ids[0]) == first_block
 
 
-def test_free_gives_up_the_deepest_block_first(kv):
+def test_free_gives_up_the_deepest_block_first():
+    kv = manager_of(4)
     run(kv, request_of("a", list(range(16))))
     kv.free(RequestId("a"))
-    kv.admit(request_of("b", [50] * 17 * BLOCK_SIZE), 0)
+    kv.admit(request_of("b", [50]), 0)
     assert kv.match_prefix(request_of("c", list(range(20)))) == 12
 
 
@@ -312,6 +313,26 @@ def test_prepare_write_has_nothing_to_do_when_nothing_was_forked(kv):
     request = request_of("a", list(range(9)))
     kv.admit(request, 0)
     assert kv.prepare_write(request.request_id, 0, 9) == []
+
+
+def test_prepare_write_remembers_what_a_short_write_left_shared(kv):
+    parent, child = request_of("p", list(range(10))), request_of("c", list(range(10)))
+    run(kv, parent)
+    kv.fork(parent.request_id, child.request_id, 10)
+    assert len(kv.prepare_write(child.request_id, 2, 4)) == 2
+    assert len(kv.prepare_write(child.request_id, 6, 4)) == 1
+    assert kv.prepare_write(child.request_id, 10, 4) == []
+
+
+def test_commit_registers_what_a_fork_computes_past_the_shared_tokens(kv):
+    parent, child = request_of("p", list(range(6))), request_of("c", [*range(6), 60, 61, 62])
+    run(kv, parent)
+    kv.fork(parent.request_id, child.request_id, 6)
+    kv.admit(child, 1)
+    kv.prepare_write(child.request_id, 6, 3)
+    kv.commit(child, 9)
+    assert kv.match_prefix(request_of("d", [*range(6), 60, 61, 99])) == 4
+    assert kv.match_prefix(request_of("e", [*range(6), 60, 61, 99, 99, 99])) == 8
 
 
 def test_fork_refuses_when_the_parent_has_no_such_tokens(kv):

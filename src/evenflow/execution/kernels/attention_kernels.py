@@ -26,14 +26,19 @@ Does not know: tensors.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
+from evenflow.execution.kernels.attention_job import (
+    LIST_EXTRA,
+    RECORD_EXTRA,
+    AttentionJob,
+    Scratch,
+    Unit,
+)
 from evenflow.execution.kernels.attention_vectors import (
     KEYS,
     MAX_ROWS,
-    PREFETCH_KEYS,
     add_1,
     add_2,
     add_3,
@@ -69,114 +74,11 @@ from evenflow.execution.kernels.simd import (
     write_word,
 )
 
-RECORD_EXTRA = 2  # peak and total weight, behind a record's head_dim sums
-LIST_EXTRA = PREFETCH_KEYS + KEYS  # the last key is repeated, as far as loops look ahead
+_SCALE = FIRST_ARGUMENT + len(AttentionJob._fields)
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO = np.float32(0.0)
 
-
-class AttentionJob(NamedTuple):
-    """The integer arguments of `attention_kernel`; addresses and strides are in bytes.
-
-    Attributes:
-        query: float32 (num_tokens, num_heads, head_dim), by the next two strides.
-        query_token_bytes: stride.
-        query_head_bytes: stride.
-        positions: int64 (num_tokens,).
-        keys: float32 (num_blocks, num_kv_heads, block_size, head_dim), by the next three strides.
-        values: likewise, same strides.
-        block_bytes: stride.
-        head_bytes: stride.
-        token_bytes: stride.
-        block_size: tokens per block.
-        block_tables: int32 (num_requests, table_width).
-        table_width: blocks per row of the table.
-        items: int32 (num_items, 3): request, first token, number of tokens.
-        num_tasks: tasks in all.
-        num_kv_heads: KV heads.
-        group_size: query heads per KV head.
-        head_dim: entries per head.
-        start: first position anybody sees.
-        stop: position nobody sees, nor any behind it.
-        window: positions a token sees at most.
-        split_keys: keys per split, a multiple of eight.
-        grid: splits per request that have a task of their own; 0: a task does all of its splits.
-        max_rows: rows of the largest item.
-        record_bytes: stride of records.
-        records: the splits' records (num_items, num_kv_heads, grid, max_rows); unused if grid is 0.
-        finished: int64 (num_items, num_kv_heads), zero: splits done; unused if grid is 0.
-        scratch: memory for each thread.
-        scratch_bytes: stride.
-        out: float32 (num_tokens, num_heads, head_dim), contiguous.
-        lse: float32 (num_tokens, num_heads), contiguous; 0 if not wanted.
-    """
-
-    query: int
-    query_token_bytes: int
-    query_head_bytes: int
-    positions: int
-    keys: int
-    values: int
-    block_bytes: int
-    head_bytes: int
-    token_bytes: int
-    block_size: int
-    block_tables: int
-    table_width: int
-    items: int
-    num_tasks: int
-    num_kv_heads: int
-    group_size: int
-    head_dim: int
-    start: int
-    stop: int
-    window: int
-    split_keys: int
-    grid: int
-    max_rows: int
-    record_bytes: int
-    records: int
-    finished: int
-    scratch: int
-    scratch_bytes: int
-    out: int
-    lse: int
-
-
-class Unit(NamedTuple):
-    """An item x KV head: what one task, or one task per split, works on."""
-
-    number: int
-    request: int
-    first_token: int
-    num_rows: int
-    kv_head: int
-    first_key: int
-    last_key: int
-
-
-class Scratch(NamedTuple):
-    """Addresses of one thread's working memory (see `scratch_layout`)."""
-
-    queries: int
-    bounds: int
-    offsets: int
-    weights: int
-    weight_bytes: int
-    records: int
-    states: int
-
-
-ATTENTION_LAYOUT = "q" * len(AttentionJob._fields) + "d"
-_SCALE = FIRST_ARGUMENT + len(AttentionJob._fields)
 _read_job = words_reader(len(AttentionJob._fields))
-
-
-def scratch_bytes(split_keys: int, max_rows: int, record_bytes: int) -> int:
-    """Return how much working memory a thread needs."""
-    lists = 8 * (3 * MAX_ROWS + split_keys + LIST_EXTRA)
-    weights = 4 * MAX_ROWS * (split_keys + LANES)
-    return lists + weights + 2 * max_rows * record_bytes
 
 
 @device_function
@@ -433,58 +335,3 @@ def attention_kernel(words: int) -> None:
             _run_whole(job, scale, task, scratch)
         else:
             _run_split(job, scale, task, scratch)
-
-
-class StoreJob(NamedTuple):
-    """The arguments of `store_kernel`; see `AttentionJob` for the cache.
-
-    Attributes:
-        source_keys: float32 (num_tokens, num_kv_heads, head_dim), by the two strides.
-        source_values: likewise.
-        slots: int64 (num_tokens,).
-    """
-
-    num_tokens: int
-    num_kv_heads: int
-    head_dim: int
-    source_keys: int
-    key_token_bytes: int
-    key_head_bytes: int
-    source_values: int
-    value_token_bytes: int
-    value_head_bytes: int
-    slots: int
-    keys: int
-    values: int
-    block_bytes: int
-    head_bytes: int
-    token_bytes: int
-    block_size: int
-
-
-STORE_LAYOUT = "q" * len(StoreJob._fields)
-_read_store_job = words_reader(len(StoreJob._fields))
-_TOKENS_PER_TASK = 16
-
-
-@device_function
-def _store_token(job, token):  # type: ignore[no-untyped-def]
-    slot = read_word(job.slots, token)
-    at = slot // job.block_size * job.block_bytes + slot % job.block_size * job.token_bytes
-    for head in range(job.num_kv_heads):
-        key = job.source_keys + token * job.key_token_bytes + head * job.key_head_bytes
-        value = job.source_values + token * job.value_token_bytes + head * job.value_head_bytes
-        copy_floats(job.keys + at + head * job.head_bytes, key, job.head_dim)
-        copy_floats(job.values + at + head * job.head_bytes, value, job.head_dim)
-
-
-@Kernel
-def store_kernel(words: int) -> None:
-    """Write the keys and values of new tokens into their slots."""
-    job = StoreJob(*_read_store_job(words + 8 * FIRST_ARGUMENT))
-    while True:
-        first = take_ticket(words, NEXT_TASK) * _TOKENS_PER_TASK
-        if first >= job.num_tokens:
-            break
-        for token in range(first, min(first + _TOKENS_PER_TASK, job.num_tokens)):
-            _store_token(job, token)

@@ -13,17 +13,15 @@ import torch
 
 from evenflow.core.errors import ConfigError
 from evenflow.execution.batch import ForwardBatch
-from evenflow.execution.kernels.attention_kernels import (
+from evenflow.execution.kernels.attention_job import (
     ATTENTION_LAYOUT,
     RECORD_EXTRA,
-    STORE_LAYOUT,
     AttentionJob,
-    StoreJob,
-    attention_kernel,
     scratch_bytes,
-    store_kernel,
 )
+from evenflow.execution.kernels.attention_kernels import attention_kernel
 from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
+from evenflow.execution.kernels.store_kernels import STORE_LAYOUT, StoreJob, store_kernel
 from evenflow.execution.torch.kv_store import KVStore
 
 _UNLIMITED = 1 << 62
@@ -69,6 +67,11 @@ class CpuPagedAttention:
                 fix="use float32 on the cpu, or another attention back end",
             )
         self.store = store
+        self._cache_addresses = tuple(
+            (store.keys(layer).data_ptr(), store.values(layer).data_ptr())
+            for layer in range(store.num_layers)
+        )
+        self._cache_strides = tuple(4 * stride for stride in store.keys(0).stride()[:3])
         # The size of a split decides the order of sums, so it depends on the model alone.
         self._split_keys = max(32, min(1024, _SPLIT_BYTES // (4 * store.head_dim) // 8 * 8))
         self._record_bytes = 4 * (store.head_dim + RECORD_EXTRA)
@@ -110,7 +113,8 @@ class CpuPagedAttention:
         return self._run(layer, q, batch, start, stop, scale, window, lse), lse
 
     def _write(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
-        keys, values = self.store.keys(layer), self.store.values(layer)
+        keys, values = self._cache_addresses[layer]
+        block_bytes, head_bytes, token_bytes = self._cache_strides
         job = StoreJob(
             num_tokens=k.shape[0],
             num_kv_heads=k.shape[1],
@@ -122,11 +126,11 @@ class CpuPagedAttention:
             value_token_bytes=4 * v.stride(0),
             value_head_bytes=4 * v.stride(1),
             slots=batch.slot_mapping.data_ptr(),
-            keys=keys.data_ptr(),
-            values=values.data_ptr(),
-            block_bytes=4 * keys.stride(0),
-            head_bytes=4 * keys.stride(1),
-            token_bytes=4 * keys.stride(2),
+            keys=keys,
+            values=values,
+            block_bytes=block_bytes,
+            head_bytes=head_bytes,
+            token_bytes=token_bytes,
             block_size=self.store.block_size,
         )
         serial = k.numel() < _STORE_SERIAL_BELOW
@@ -158,18 +162,19 @@ class CpuPagedAttention:
         self._records = _at_least(
             self._records, num_units * grid * plan.max_rows * self._record_bytes
         )
-        finished = torch.zeros(num_units, dtype=torch.int64)
-        keys = self.store.keys(layer)
+        finished = torch.zeros(num_units if grid else 0, dtype=torch.int64)
+        keys, values = self._cache_addresses[layer]
+        block_bytes, head_bytes, token_bytes = self._cache_strides
         job = AttentionJob(
             query=q.data_ptr(),
             query_token_bytes=4 * q.stride(0),
             query_head_bytes=4 * q.stride(1),
             positions=batch.positions.data_ptr(),
-            keys=keys.data_ptr(),
-            values=self.store.values(layer).data_ptr(),
-            block_bytes=4 * keys.stride(0),
-            head_bytes=4 * keys.stride(1),
-            token_bytes=4 * keys.stride(2),
+            keys=keys,
+            values=values,
+            block_bytes=block_bytes,
+            head_bytes=head_bytes,
+            token_bytes=token_bytes,
             block_size=self.store.block_size,
             block_tables=batch.block_tables.data_ptr(),
             table_width=batch.block_tables.stride(0),

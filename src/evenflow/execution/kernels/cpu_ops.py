@@ -13,6 +13,7 @@ from evenflow.execution.ops import Activation, Linear
 
 _SERIAL_BELOW = 16_384  # floats; under this much work, waking threads costs more than it gains
 _FALLBACK_ROWS = 16
+_ACTIVATIONS = {"silu": row_kernels.SILU, "gelu_tanh": row_kernels.GELU_TANH}
 
 
 class CpuOps:
@@ -24,10 +25,6 @@ class CpuOps:
         self._add_norm = Arguments(row_kernels.ADD_NORM_LAYOUT)
         self._rotate = Arguments(row_kernels.ROTATE_LAYOUT)
         self._gate = Arguments(row_kernels.GATE_LAYOUT)
-        self._gate_kernels = {
-            "silu": row_kernels.silu_kernel,
-            "gelu_tanh": row_kernels.gelu_tanh_kernel,
-        }
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         """Return x -> x @ weight.T + bias (see `Ops.linear`)."""
@@ -85,8 +82,9 @@ class CpuOps:
             4 * x.stride(1),
             num_heads,
             cos.data_ptr(),
-            sin.data_ptr(),
             4 * cos.stride(0),
+            sin.data_ptr(),
+            4 * sin.stride(0),
             cos.shape[1],
         )
         self._team.run(row_kernels.rotate_kernel, arguments, serial=_is_small(x))
@@ -96,9 +94,14 @@ class CpuOps:
         num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = torch.empty((num_rows, width))
         arguments = self._gate.pack(
-            num_rows, gate_up.data_ptr(), 4 * gate_up.stride(0), out.data_ptr(), width
+            num_rows,
+            gate_up.data_ptr(),
+            4 * gate_up.stride(0),
+            out.data_ptr(),
+            width,
+            _ACTIVATIONS[activation],
         )
-        self._team.run(self._gate_kernels[activation], arguments, serial=_is_small(out))
+        self._team.run(row_kernels.gate_kernel, arguments, serial=_is_small(out))
         return out
 
 

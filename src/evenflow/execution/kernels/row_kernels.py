@@ -15,6 +15,7 @@ from evenflow.execution.kernels import simd
 from evenflow.execution.kernels.parallel import FIRST_ARGUMENT, NEXT_TASK, Kernel
 from evenflow.execution.kernels.simd import (
     FLOAT,
+    FLOAT_BYTES,
     Builder,
     Value,
     element,
@@ -27,16 +28,19 @@ from evenflow.execution.kernels.simd import (
     splat_constant,
     store,
     take_ticket,
+    words_reader,
 )
 
 ROWS_PER_TASK = 8
-ARGUMENT = FIRST_ARGUMENT
+SILU, GELU_TANH = 0, 1
 
-# Arguments of all kernels: the number of rows, then what each kernel unpacks.
+# The argument words of each kernel, in the order in which it unpacks them.
 NORM_LAYOUT = "qqqqqqqqd"
 ADD_NORM_LAYOUT = "qqqqqqqqd"
-ROTATE_LAYOUT = "qqqqqqqqq"
-GATE_LAYOUT = "qqqqq"
+ROTATE_LAYOUT = "qqqqqqqqqq"
+GATE_LAYOUT = "qqqqqq"
+
+_read_six, _read_eight = words_reader(6), words_reader(8)
 
 
 @emitted(types.void, types.int64, types.int64, types.int64, types.int64, types.int64, types.float64)
@@ -148,16 +152,11 @@ def _gelu_tanh_row(*arguments: Value) -> None:
 
 @Kernel
 def norm_kernel(words: int) -> None:
-    """Normalise rows of `num_groups` vectors: x (rows, groups, dim) strided, out contiguous."""
-    num_rows = read_word(words, ARGUMENT)
-    x = read_word(words, ARGUMENT + 1)
-    row_bytes = read_word(words, ARGUMENT + 2)
-    group_bytes = read_word(words, ARGUMENT + 3)
-    num_groups = read_word(words, ARGUMENT + 4)
-    weight = read_word(words, ARGUMENT + 5)
-    out = read_word(words, ARGUMENT + 6)
-    dim = read_word(words, ARGUMENT + 7)
-    eps = read_double(words, ARGUMENT + 8)
+    """Normalise the vectors of x (rows, groups, dim), strided, into a contiguous out."""
+    (num_rows, x, row_bytes, group_bytes, num_groups, weight, out, dim) = _read_eight(
+        words + 8 * FIRST_ARGUMENT
+    )
+    eps = read_double(words, FIRST_ARGUMENT + 8)
     while True:
         first = take_ticket(words, NEXT_TASK) * ROWS_PER_TASK
         if first >= num_rows:
@@ -165,82 +164,56 @@ def norm_kernel(words: int) -> None:
         for row in range(first, min(first + ROWS_PER_TASK, num_rows)):
             for group in range(num_groups):
                 source = x + row * row_bytes + group * group_bytes
-                target = out + (row * num_groups + group) * dim * 4
+                target = out + (row * num_groups + group) * dim * FLOAT_BYTES
                 _norm_row(source, 0, weight, target, dim, eps)
 
 
 @Kernel
 def add_norm_kernel(words: int) -> None:
-    """Add x into residual and normalise the sum: x, residual (rows, dim), rows strided."""
-    num_rows = read_word(words, ARGUMENT)
-    x = read_word(words, ARGUMENT + 1)
-    row_bytes = read_word(words, ARGUMENT + 2)
-    residual = read_word(words, ARGUMENT + 3)
-    residual_bytes = read_word(words, ARGUMENT + 4)
-    weight = read_word(words, ARGUMENT + 5)
-    out = read_word(words, ARGUMENT + 6)
-    dim = read_word(words, ARGUMENT + 7)
-    eps = read_double(words, ARGUMENT + 8)
+    """Add x into residual, both (rows, dim) with rows strided, and normalise the sum."""
+    (num_rows, x, row_bytes, residual, residual_bytes, weight, out, dim) = _read_eight(
+        words + 8 * FIRST_ARGUMENT
+    )
+    eps = read_double(words, FIRST_ARGUMENT + 8)
     while True:
         first = take_ticket(words, NEXT_TASK) * ROWS_PER_TASK
         if first >= num_rows:
             break
         for row in range(first, min(first + ROWS_PER_TASK, num_rows)):
             total = residual + row * residual_bytes
-            _norm_row(x + row * row_bytes, total, weight, out + row * dim * 4, dim, eps)
+            target = out + row * dim * FLOAT_BYTES
+            _norm_row(x + row * row_bytes, total, weight, target, dim, eps)
 
 
 @Kernel
 def rotate_kernel(words: int) -> None:
-    """Rotate heads in place: x (rows, heads, dim) strided, cos and sin (rows, half) strided."""
-    num_rows = read_word(words, ARGUMENT)
-    x = read_word(words, ARGUMENT + 1)
-    row_bytes = read_word(words, ARGUMENT + 2)
-    head_bytes = read_word(words, ARGUMENT + 3)
-    num_heads = read_word(words, ARGUMENT + 4)
-    cos = read_word(words, ARGUMENT + 5)
-    sin = read_word(words, ARGUMENT + 6)
-    angle_bytes = read_word(words, ARGUMENT + 7)
-    half = read_word(words, ARGUMENT + 8)
+    """Rotate heads in place: x (rows, heads, dim), cos and sin (rows, half), all strided."""
+    (num_rows, x, row_bytes, head_bytes, num_heads, cos, cos_bytes, sin) = _read_eight(
+        words + 8 * FIRST_ARGUMENT
+    )
+    sin_bytes = read_word(words, FIRST_ARGUMENT + 8)
+    half = read_word(words, FIRST_ARGUMENT + 9)
     while True:
         first = take_ticket(words, NEXT_TASK) * ROWS_PER_TASK
         if first >= num_rows:
             break
         for row in range(first, min(first + ROWS_PER_TASK, num_rows)):
-            angle = row * angle_bytes
+            row_cos, row_sin = cos + row * cos_bytes, sin + row * sin_bytes
             for head in range(num_heads):
-                _rotate_head(
-                    x + row * row_bytes + head * head_bytes, cos + angle, sin + angle, half
-                )
+                _rotate_head(x + row * row_bytes + head * head_bytes, row_cos, row_sin, half)
 
 
 @Kernel
-def silu_kernel(words: int) -> None:
-    """Gate rows: gate_up (rows, 2 * width) with rows strided, out (rows, width)."""
-    num_rows = read_word(words, ARGUMENT)
-    gate = read_word(words, ARGUMENT + 1)
-    row_bytes = read_word(words, ARGUMENT + 2)
-    out = read_word(words, ARGUMENT + 3)
-    width = read_word(words, ARGUMENT + 4)
+def gate_kernel(words: int) -> None:
+    """Gate the rows of gate_up (rows, 2 * width), rows strided, into a contiguous out."""
+    (num_rows, gate, row_bytes, out, width, activation) = _read_six(words + 8 * FIRST_ARGUMENT)
     while True:
         row = take_ticket(words, NEXT_TASK)
         if row >= num_rows:
             break
-        at = gate + row * row_bytes
-        _silu_row(at, at + width * 4, out + row * width * 4, width)
-
-
-@Kernel
-def gelu_tanh_kernel(words: int) -> None:
-    """Gate rows as `silu_kernel` does, with the other non-linearity."""
-    num_rows = read_word(words, ARGUMENT)
-    gate = read_word(words, ARGUMENT + 1)
-    row_bytes = read_word(words, ARGUMENT + 2)
-    out = read_word(words, ARGUMENT + 3)
-    width = read_word(words, ARGUMENT + 4)
-    while True:
-        row = take_ticket(words, NEXT_TASK)
-        if row >= num_rows:
-            break
-        at = gate + row * row_bytes
-        _gelu_tanh_row(at, at + width * 4, out + row * width * 4, width)
+        source = gate + row * row_bytes
+        target = out + row * width * FLOAT_BYTES
+        if activation == SILU:
+            _silu_row(source, source + width * FLOAT_BYTES, target, width)
+        else:
+            _gelu_tanh_row(source, source + width * FLOAT_BYTES, target, width)

@@ -60,11 +60,11 @@ class ModelRunner:
         result: StepResult,
     ) -> None:
         # A row with one NaN has NaN as its maximum.
-        damaged = torch.isnan(logits.amax(dim=-1)).tolist()
+        damaged = (~torch.isfinite(logits.amax(dim=-1))).tolist()
         if any(damaged):
             for index, is_damaged in zip(sampling, damaged, strict=True):
                 if is_damaged:
-                    result.failures[index] = "the model computed NaN for its next token"
+                    result.failures[index] = "the model computed NaN or infinity for its next token"
             sound = [row for row, is_damaged in enumerate(damaged) if not is_damaged]
             sampling = [sampling[row] for row in sound]
             logits = logits[sound]

@@ -75,7 +75,11 @@ def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
     """Sample rows with a temperature. Returns (n,), int64."""
     params = [request.sampling for request in requests]
     temperature = torch.tensor([p.temperature for p in params], dtype=torch.float64)
-    probabilities = torch.softmax(logits.double() / temperature.unsqueeze(1), dim=-1)
+    # Counted from the largest, logits can be divided by any temperature without overflow.
+    scaled = logits.double()
+    scaled -= scaled.amax(dim=-1, keepdim=True)
+    scaled /= temperature.unsqueeze(1)
+    probabilities = torch.softmax(scaled, dim=-1)
     uniform = torch.from_numpy(
         rng.uniform(
             np.array([request.seed for request in requests], dtype=np.uint64),
@@ -127,8 +131,11 @@ def _draw_truncated(
     while len(todo):
         values, ids = _candidates(probabilities[todo], width)
         kept = _truncate(values, top_k[todo], top_p[todo], min_p[todo], vocab_size)
-        # A row is settled when its cut fell inside the candidates.
-        settled = (top_k[todo] <= width) | ((top_k[todo] == vocab_size) & (kept[:, -1] == 0))
+        # A row is settled when its cut fell inside the candidates, and not among equals of the last
+        # one, of which there may be more outside.
+        ends_among_last = ((kept > 0) & (values == values[:, -1:])).any(dim=-1)
+        is_whole = (top_k[todo] <= width) | (top_k[todo] == vocab_size)
+        settled = (is_whole & ~ends_among_last) | (width == vocab_size)
         rows = todo[settled]
         choice = _invert(kept[settled], uniform[rows])
         tokens[rows] = ids[settled].gather(1, choice.unsqueeze(1)).squeeze(1)
@@ -138,7 +145,10 @@ def _draw_truncated(
 
 
 def _candidates(probabilities: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `width` likeliest tokens, best first, equal ones by ascending id."""
+    """Return the `width` likeliest tokens, best first, equal ones by ascending id.
+
+    Which of several equals come in last when not all fit is torch's choice.
+    """
     values, ids = probabilities.topk(width, dim=-1, sorted=False)
     ids, order = ids.sort(dim=-1)
     values = values.gather(1, order)

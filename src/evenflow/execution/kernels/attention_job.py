@@ -1,0 +1,118 @@
+"""What an attention kernel is told, and the memory it works in.
+
+Knows: addresses, strides, sizes.
+Does not know: tensors, arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from evenflow.execution.kernels.attention_vectors import KEYS, MAX_ROWS, PREFETCH_KEYS
+from evenflow.execution.kernels.simd import LANES
+
+RECORD_EXTRA = 2  # peak and total weight, behind a record's head_dim sums
+LIST_EXTRA = PREFETCH_KEYS + KEYS  # the last key is repeated, as far as loops look ahead
+
+
+class AttentionJob(NamedTuple):
+    """The integer arguments of `attention_kernel`; addresses and strides are in bytes.
+
+    Attributes:
+        query: float32 (num_tokens, num_heads, head_dim), by the next two strides.
+        query_token_bytes: stride.
+        query_head_bytes: stride.
+        positions: int64 (num_tokens,).
+        keys: float32 (num_blocks, num_kv_heads, block_size, head_dim), by the next three strides.
+        values: likewise, same strides.
+        block_bytes: stride.
+        head_bytes: stride.
+        token_bytes: stride.
+        block_size: tokens per block.
+        block_tables: int32 (num_requests, table_width).
+        table_width: blocks per row of the table.
+        items: int32 (num_items, 3): request, first token, number of tokens.
+        num_tasks: tasks in all.
+        num_kv_heads: KV heads.
+        group_size: query heads per KV head.
+        head_dim: entries per head.
+        start: first position anybody sees.
+        stop: position nobody sees, nor any behind it.
+        window: positions a token sees at most.
+        split_keys: keys per split, a multiple of eight.
+        grid: splits per request that have a task of their own; 0: a task does all of its splits.
+        max_rows: rows of the largest item.
+        record_bytes: stride of records.
+        records: the splits' records (num_items, num_kv_heads, grid, max_rows); unused if grid is 0.
+        finished: int64 (num_items, num_kv_heads), zero: splits done; unused if grid is 0.
+        scratch: memory for each thread.
+        scratch_bytes: stride.
+        out: float32 (num_tokens, num_heads, head_dim), contiguous.
+        lse: float32 (num_tokens, num_heads), contiguous; 0 if not wanted.
+    """
+
+    query: int
+    query_token_bytes: int
+    query_head_bytes: int
+    positions: int
+    keys: int
+    values: int
+    block_bytes: int
+    head_bytes: int
+    token_bytes: int
+    block_size: int
+    block_tables: int
+    table_width: int
+    items: int
+    num_tasks: int
+    num_kv_heads: int
+    group_size: int
+    head_dim: int
+    start: int
+    stop: int
+    window: int
+    split_keys: int
+    grid: int
+    max_rows: int
+    record_bytes: int
+    records: int
+    finished: int
+    scratch: int
+    scratch_bytes: int
+    out: int
+    lse: int
+
+
+class Unit(NamedTuple):
+    """An item x KV head: what one task, or one task per split, works on."""
+
+    number: int
+    request: int
+    first_token: int
+    num_rows: int
+    kv_head: int
+    first_key: int
+    last_key: int
+
+
+class Scratch(NamedTuple):
+    """Addresses of one thread's working memory (see `scratch_bytes`)."""
+
+    queries: int
+    bounds: int
+    offsets: int
+    weights: int
+    weight_bytes: int
+    records: int
+    states: int
+
+
+ATTENTION_LAYOUT = "q" * len(AttentionJob._fields) + "d"
+
+
+def scratch_bytes(split_keys: int, max_rows: int, record_bytes: int) -> int:
+    """Return how much working memory a thread needs."""
+    lists = 8 * (3 * MAX_ROWS + split_keys + LIST_EXTRA)
+    weights = 4 * MAX_ROWS * (split_keys + LANES)
+    total = lists + weights + 2 * max_rows * record_bytes
+    return -(-total // 64) * 64  # whole cache lines, so that threads share none

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from evenflow.core.errors import IntegrityError
+from evenflow.core.events import EventKind
+from evenflow.core.ids import RequestId
+from evenflow.core.request import Request
+from evenflow.core.sampling import SamplingParams
+from evenflow.core.status import RequestStatus
+
+LEGAL = {
+    ("WAITING", "RUNNING"),
+    ("WAITING", "FINISHED_ABORTED"),
+    ("WAITING", "FINISHED_ERROR"),
+    ("RUNNING", "PREEMPTED"),
+    ("RUNNING", "FINISHED_STOPPED"),
+    ("RUNNING", "FINISHED_LENGTH"),
+    ("RUNNING", "FINISHED_ABORTED"),
+    ("RUNNING", "FINISHED_ERROR"),
+    ("PREEMPTED", "RUNNING"),
+    ("PREEMPTED", "FINISHED_ABORTED"),
+    ("PREEMPTED", "FINISHED_ERROR"),
+}
+
+
+def make_request(name: str = "r", **params: int) -> Request:
+    return Request(RequestId(name), [1, 2, 3], SamplingParams(**params), max_num_tokens=10)
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(RequestStatus, repeat=2)))
+def test_move_to_allows_exactly_the_legal_moves(
+    before: RequestStatus, after: RequestStatus
+) -> None:
+    request = make_request()
+    request.status = before
+    if (before.name, after.name) in LEGAL:
+        request.move_to(after)
+        assert request.status is after
+    else:
+        with pytest.raises(IntegrityError, match=f"r cannot go from {before.name} to {after.name}"):
+            request.move_to(after)
+        assert request.status is before
+
+
+def test_status_is_finished_exactly_when_it_has_a_finish_reason() -> None:
+    reasons = {status.name: status.finish_reason for status in RequestStatus if status.is_finished}
+    assert reasons == {
+        "FINISHED_STOPPED": "stop",
+        "FINISHED_LENGTH": "length",
+        "FINISHED_ABORTED": "abort",
+        "FINISHED_ERROR": "error",
+    }
+    assert all(s.is_finished == (s.finish_reason is not None) for s in RequestStatus)
+
+
+def test_request_counts_output_apart_from_prompt() -> None:
+    prompt = [1, 2, 3]
+    request = Request(RequestId("r"), prompt, SamplingParams(), max_num_tokens=10)
+    request.token_ids += [8, 9]
+    assert (request.num_tokens, request.num_prompt_tokens, request.num_output_tokens) == (5, 3, 2)
+    assert request.output_token_ids == [8, 9]
+    assert prompt == [1, 2, 3]
+
+
+def test_request_derives_its_seed_from_its_id_when_none_is_given() -> None:
+    assert make_request("a").seed == make_request("a").seed != make_request("b").seed
+    assert 0 <= make_request("a").seed < 2**64
+
+
+@pytest.mark.parametrize(
+    ("seed", "stream"), [(0, 0), (7, 7), (2**64 - 1, 2**64 - 1), (-1, 2**64 - 1)]
+)
+def test_request_takes_a_given_seed_as_64_bits(seed: int, stream: int) -> None:
+    assert make_request(seed=seed).seed == stream
+
+
+def test_record_keeps_events_in_order() -> None:
+    request = make_request()
+    request.record(EventKind.QUEUED, 1.0, "0 others waiting")
+    request.record(EventKind.SCHEDULED, 2.5, "why")
+    assert [(event.kind.value, event.at_s, event.cause) for event in request.events] == [
+        ("queued", 1.0, "0 others waiting"),
+        ("scheduled", 2.5, "why"),
+    ]
