@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,10 @@ import click
 
 from evenflow.cli.loading import load_llm
 from evenflow.cli.options import config_options
+from evenflow.cli.prompts import read_prompt
 from evenflow.cli.sampling import sampling_options
 from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
-from evenflow.core.errors import ContextLengthError
+from evenflow.core.errors import ContextLengthError, InvalidRequestError
 from evenflow.core.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -31,10 +31,13 @@ def chat(loaded: Loaded, params: SamplingParams, prompt: str | None, system: str
     llm = load_llm(loaded.config)
     opening = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
-        text = sys.stdin.read() if prompt == "-" else prompt
+        text = read_prompt(prompt)
         _answer(llm, [*opening, {"role": "user", "content": text}], params)
         return
-    click.echo(f"{loaded.config.model.model} is ready. {_HELP}", err=True)
+    click.echo(
+        f"{loaded.config.model.model}, KV memory: {llm.runtime.kv_plan.description()}", err=True
+    )
+    click.echo(_HELP, err=True)
     _converse(llm, opening, params)
 
 
@@ -49,6 +52,8 @@ def _converse(llm: LLM, opening: Sequence[Mapping[str, str]], params: SamplingPa
             return
         if line in ("/exit", "/quit"):
             return
+        if not line:
+            continue
         if line == "/clear":
             messages = list(opening)
         elif line.startswith("/"):
@@ -57,8 +62,9 @@ def _converse(llm: LLM, opening: Sequence[Mapping[str, str]], params: SamplingPa
             messages.append({"role": "user", "content": line})
             try:
                 text = _answer(llm, messages, params)
-            except ContextLengthError as error:
-                click.echo(f"{error} /clear starts afresh.", err=True)
+            except InvalidRequestError as error:
+                hint = " /clear starts afresh." if isinstance(error, ContextLengthError) else ""
+                click.echo(f"{error}{hint}", err=True)
                 messages.pop()
             else:
                 messages.append({"role": "assistant", "content": text})

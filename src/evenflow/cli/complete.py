@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
 from evenflow.cli.loading import load_llm
 from evenflow.cli.options import config_options
+from evenflow.cli.prompts import read_prompt
 from evenflow.cli.sampling import sampling_options
 from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
 from evenflow.core.sampling import SamplingParams
@@ -25,7 +25,7 @@ def complete(loaded: Loaded, params: SamplingParams, prompt: str, as_json: bool)
     Only the completion goes to stdout, so scripts can rely on it. Greedy unless --temperature is
     given. The prompt is taken as it is, without a chat template; see `evenflow chat -p` for one.
     """
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_prompt(prompt)
     llm = load_llm(loaded.config)
     (output,) = llm.generate(text, params)
     (completion, *_) = output.outputs

@@ -32,7 +32,9 @@ def transfer_bar() -> Iterator[Report]:
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, num_done: int, num_total: int) -> None:

@@ -33,7 +33,7 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 @dataclass(slots=True)
 class _Running:
     line_number: int
-    custom_id: object
+    custom_id: str | None
     parsed: ParsedRequest
     output: RequestOutput
 
@@ -47,7 +47,7 @@ class BatchRun:
         unix_time: the wall clock, in seconds, for the `created` fields.
 
     Raises:
-        InvalidRequestError: the output file belongs to another input file.
+        InvalidRequestError: the output file cannot be written or belongs to another input file.
 
     Attributes:
         num_lines: requests in the input file (blank lines do not count).
@@ -60,8 +60,15 @@ class BatchRun:
         self._input_path = input_path
         self._output_path = output_path
         self.num_failed = 0
-        self._done = self._read_output()
-        self.num_lines = sum(1 for _ in self._read_input())
+        self.num_lines = 0
+        custom_ids = self._read_output()
+        self._done = set(custom_ids)
+        for number, text in self._read_input():
+            self.num_lines += 1
+            if number in custom_ids and custom_ids.pop(number) != _custom_id(text):
+                raise self._foreign_output()
+        if custom_ids:
+            raise self._foreign_output()
 
     @property
     def num_done(self) -> int:
@@ -79,7 +86,8 @@ class BatchRun:
         lines = ((n, text) for n, text in self._read_input() if n not in self._done)
         # Enough waiting requests to fill the next steps, and no more: the file may be huge.
         most_running = 2 * llm.runtime.config.scheduler.max_num_seqs
-        with self._output_path.open("a", encoding="utf-8") as sink:
+        # Halves of surrogate pairs, which a custom id may hold, have no UTF-8 but a JSON escape.
+        with self._output_path.open("a", encoding="utf-8", errors="backslashreplace") as sink:
             exhausted = False
             while running or not exhausted:
                 while not exhausted and len(running) < most_running:
@@ -101,17 +109,19 @@ class BatchRun:
         self, llm: LLM, line_number: int, text: str, running: dict[str, _Running]
     ) -> dict[str, Any] | None:
         """Queue one line; return its output line at once if it cannot be."""
-        custom_id = None
+        request_id = f"{_ID_PREFIX}{line_number}"
+        custom_id = _custom_id(text)
         try:
             entry = _parse_line(text)
-            custom_id = entry.get("custom_id")
+            _check_envelope(entry, text)
             parsed = parse_request(entry.get("url", ""), entry.get("body"), llm.tokenizer)
-            request_id = f"{_ID_PREFIX}{line_number}"
             llm.engine.add_request(
                 request_id, parsed.prompt_token_ids, parsed.params, priority=parsed.priority
             )
         except InvalidRequestError as error:
-            return _line(custom_id, 400, {"error": error_body(error)}, error_body(error))
+            return _line(
+                line_number, custom_id, 400, {"error": error_body(error)}, error_body(error)
+            )
         completions = [CompletionOutput(index) for index in range(parsed.params.n)]
         output = RequestOutput(request_id, parsed.prompt, parsed.prompt_token_ids, completions)
         running[request_id] = _Running(line_number, custom_id, parsed, output)
@@ -126,7 +136,7 @@ class BatchRun:
                 "param": None,
                 "code": EvenflowError.code,
             }
-            return _line(job.custom_id, 500, {"error": error}, error)
+            return _line(job.line_number, job.custom_id, 500, {"error": error}, error)
         body = response_body(
             job.parsed,
             job.output,
@@ -134,12 +144,10 @@ class BatchRun:
             created=int(self._unix_time()),
             tokenizer=llm.tokenizer,
         )
-        return _line(job.custom_id, 200, body, None)
+        return _line(job.line_number, job.custom_id, 200, body, None)
 
     def _write(self, sink: IO[str], line_number: int, content: dict[str, Any]) -> int:
-        sink.write(
-            json.dumps({"id": f"{_ID_PREFIX}{line_number}", **content}, ensure_ascii=False) + "\n"
-        )
+        sink.write(json.dumps(content, ensure_ascii=False) + "\n")
         sink.flush()
         self._done.add(line_number)
         self.num_failed += content["error"] is not None
@@ -147,38 +155,54 @@ class BatchRun:
 
     def _read_input(self) -> Iterator[tuple[int, str]]:
         """Yield (line number from 1, text) of every line that is not blank."""
-        with self._input_path.open(encoding="utf-8", errors="replace") as lines:
+        with self._input_path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, text in enumerate(lines, start=1):
                 if text.strip():
                     yield number, text
 
-    def _read_output(self) -> set[int]:
-        """Cut off a torn last line and return the input lines that are answered."""
-        done: set[int] = set()
-        if not self._output_path.exists():
-            return done
-        with self._output_path.open("r+b") as file:
-            sound_bytes = 0
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                sound_bytes += len(line)
-                done.add(self._line_number(line))
-            file.truncate(sound_bytes)
-        return done
+    def _read_output(self) -> dict[int, object]:
+        """Cut off a torn last line; return the custom id of each answered input line."""
+        custom_ids: dict[int, object] = {}
+        try:
+            with self._output_path.open("a+b") as file:
+                file.seek(0)
+                sound_bytes = 0
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        if not _is_torn(line):
+                            raise self._foreign_output()
+                        break
+                    sound_bytes += len(line)
+                    number, custom_ids[number] = self._read_line(line)
+                file.truncate(sound_bytes)
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{self._output_path} cannot be written", param="output_file", why=str(error)
+            ) from error
+        return custom_ids
 
-    def _line_number(self, line: bytes) -> int:
+    def _read_line(self, line: bytes) -> tuple[int, object]:
+        """Return input line number and custom id of an output line, and count it if it failed."""
         try:
             entry = json.loads(line)
             number = int(entry["id"].removeprefix(_ID_PREFIX))
+            custom_id = entry["custom_id"]
+            self.num_failed += entry["error"] is not None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise InvalidRequestError(
-                f"{self._output_path} holds something else than batch results",
-                param="output_file",
-                fix="Name another output file",
-            ) from None
-        self.num_failed += entry.get("error") is not None
-        return number
+            raise self._foreign_output() from None
+        return number, custom_id
+
+    def _foreign_output(self) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"{self._output_path} holds something else than results of {self._input_path}",
+            param="output_file",
+            fix="Name another output file",
+        )
+
+
+def _is_torn(line: bytes) -> bool:
+    """Return whether a last line without an end may be the beginning of an output line."""
+    return line.startswith(_LINE_START) or _LINE_START.startswith(line)
 
 
 def _parse_line(text: str) -> dict[str, Any]:
@@ -188,16 +212,39 @@ def _parse_line(text: str) -> dict[str, Any]:
         raise InvalidRequestError("the line is not JSON", why=str(error)) from None
     if not isinstance(entry, dict):
         raise InvalidRequestError("the line is not a JSON object")
-    if entry.get("method", "POST") != "POST":
-        raise InvalidRequestError("method must be POST", param="method")
     return entry
 
 
+def _custom_id(text: str) -> str | None:
+    """Return the custom id of an input line, None if there is none that can be read."""
+    try:
+        custom_id = _parse_line(text).get("custom_id")
+    except InvalidRequestError:
+        return None
+    return custom_id if isinstance(custom_id, str) else None
+
+
+def _check_envelope(entry: dict[str, Any], text: str) -> None:
+    """Check what surrounds the body of a request."""
+    if _NOT_UTF8.search(text):
+        raise InvalidRequestError("the line is not UTF-8")
+    if not isinstance(entry.get("custom_id"), str | None):
+        raise InvalidRequestError("custom_id must be a string", param="custom_id")
+    if entry.get("method", "POST") != "POST":
+        raise InvalidRequestError("method must be POST", param="method")
+
+
 def _line(
-    custom_id: object, status_code: int, body: dict[str, Any], error: dict[str, Any] | None
+    line_number: int,
+    custom_id: str | None,
+    status_code: int,
+    body: dict[str, Any],
+    error: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    request_id = f"{_ID_PREFIX}{line_number}"
     return {
+        "id": request_id,
         "custom_id": custom_id,
-        "response": {"status_code": status_code, "body": body},
+        "response": {"status_code": status_code, "request_id": request_id, "body": body},
         "error": error,
     }

@@ -101,10 +101,10 @@ class LLM:
     ) -> Generator[tuple[int, Delta]]:
         """Complete prompts and yield (index of the prompt, what was added) as it comes.
 
-        Leaving the iterator early aborts what still runs.
+        Nothing runs before the first item is asked for; leaving the iterator early aborts what
+        still runs.
         """
-        outputs = self._add(_as_prompts(prompts), sampling_params, priority)
-        return self._stream(outputs)
+        yield from self._stream(self._add(_as_prompts(prompts), sampling_params, priority))
 
     def stream_chat(
         self,
@@ -113,9 +113,12 @@ class LLM:
         *,
         priority: int = 0,
     ) -> Generator[tuple[int, Delta]]:
-        """Answer conversations and yield (index of the conversation, what was added)."""
+        """Answer conversations and yield (index of the conversation, what was added).
+
+        Starts and ends as `stream` does.
+        """
         batch = [self.render_chat(conversation) for conversation in _as_conversations(messages)]
-        return self._stream(self._add(batch, sampling_params, priority))
+        yield from self._stream(self._add(batch, sampling_params, priority))
 
     def render_chat(self, messages: Sequence[Message], **template_args: Any) -> list[int]:
         """Return the token ids of a conversation up to where the model's answer begins."""

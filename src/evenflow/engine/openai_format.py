@@ -68,7 +68,7 @@ def parse_request(url: object, body: object, tokenizer: Tokenizer) -> ParsedRequ
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise InvalidRequestError("priority must be a whole number", param="priority")
     params = _sampling(url, fields)
-    return ParsedRequest(url, text, ids, params, priority, fields.get("echo") is True)
+    return ParsedRequest(url, text, ids, params, priority, _switch(fields, "echo"))
 
 
 def response_body(
@@ -121,12 +121,21 @@ def _sampling(url: str, fields: Mapping[str, Any]) -> SamplingParams:
         values["prompt_logprobs"] = fields["prompt_logprobs"]
     if url == COMPLETIONS and "logprobs" in fields:
         values["logprobs"] = fields["logprobs"]
-    elif fields.get("logprobs"):
+    elif _switch(fields, "logprobs"):
         values["logprobs"] = fields.get("top_logprobs", 0)
     for name in ("stop", "stop_token_ids"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     return SamplingParams(**values)
+
+
+def _switch(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidRequestError(
+            f"{name} must be true or false", param=name, why=f"it is {value!r}"
+        )
+    return value
 
 
 def _token_keys(bias: object) -> dict[int, float]:
@@ -142,7 +151,7 @@ def _chat_prompt(fields: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[None,
     if "messages" not in fields:
         raise InvalidRequestError("messages are missing", param="messages")
     extra = fields.get("chat_template_kwargs", {})
-    if not isinstance(extra, dict) or "messages" in extra:
+    if not isinstance(extra, dict) or extra.keys() & {"messages", "self"}:
         raise InvalidRequestError(
             "chat_template_kwargs must be an object of template variables",
             param="chat_template_kwargs",

@@ -6,8 +6,10 @@ what it needs or, if that is more, its share of the empty blocks, but at least 8
 of charge; and since whoever runs short may cut tails off, memory is wasted no more than by paging
 one block at a time.
 
-Room comes from three places, in this order: blocks that are ready, which is to say empty or cold;
-the reserved tails of other tables, longest first; warm blocks, in the order of the eviction policy.
+Room comes from blocks that are ready, which is to say empty or cold. When too few are, it is made
+in this order: warm blocks of the colder half of the cache are cooled until there is a run worth
+taking; the reserved tails of other tables are cut off, longest first; the rest of the cache is
+cooled.
 
 Knows: all block tables and their tails.
 Does not know: tokens, contents, why a table grows.
@@ -102,8 +104,9 @@ class BlockGroups:
         The result is one run of `group_blocks` if there is one, else the longest run if that covers
         the need, else just the need in several runs.
         """
-        self._pool.cool_for_run(max(need, group_blocks))
-        self._make_room(need)
+        if self._pool.num_ready < need:
+            self._pool.cool_for_run(min(max(need, group_blocks), _MIN_GROUP_BLOCKS))
+            self._make_room(need)
         return self._pool.allocate(max(need, min(group_blocks, self._pool.longest_ready)))
 
     def drop(self, request_id: RequestId) -> None:

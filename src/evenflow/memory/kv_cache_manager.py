@@ -322,7 +322,11 @@ class KVCacheManager:
         return (num_full_blocks + 1) * self.block_size
 
     def _find_prefix(self, request: Request) -> list[BlockId]:
-        """Return the longest chain of cached blocks that leaves a token to compute."""
+        """Return the longest chain of cached blocks that leaves a token to compute.
+
+        A request whose prompt is to be scored finds none until it has been: all of it has to be
+        computed.
+        """
         if not self.enable_prefix_caching:
             return []
         chain = self._chains.get(request.request_id)
@@ -330,6 +334,8 @@ class KVCacheManager:
             chain = HashChain(self.block_size, root_hash(request.cache_salt))
             self._chains[request.request_id] = chain
         hits: list[BlockId] = []
+        if request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
+            return hits
         token_ids = request.token_ids
         for index in range((len(token_ids) - 1) // self.block_size):
             block_id = self._pool.find(chain.hash_at(index, token_ids))

@@ -64,7 +64,7 @@ def test_sampling_params_has_a_bad_value_for_every_field() -> None:
     assert set(BAD_VALUES) == set(SamplingParams.__dataclass_fields__)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.dictionaries(st.sampled_from(sorted(SamplingParams.__dataclass_fields__)), json_values))
 def test_sampling_params_refuses_any_json_with_nothing_but_its_own_error(
     values: dict[str, Any],

@@ -102,37 +102,38 @@ def test_extend_steals_the_end_of_the_longest_tail_when_nothing_is_free():
     assert (first.num_reserved_blocks, second.num_reserved_blocks) == (6, 6)
 
 
-def test_extend_steals_before_it_takes_warm_blocks():
-    memory = Memory(num_blocks=14)
+def test_extend_steals_before_it_cools_the_warmer_half_of_the_cache():
+    memory = Memory(num_blocks=12)
     cached, victim = memory.table(B, useful=4), memory.table(A)
     memory.extend(cached, 4)
-    memory.extend(victim, 6)
+    memory.extend(victim, 4)
     for block_id in cached.ids.tolist():
         memory.pool.register(BlockHash(bytes([block_id])), block_id)
     memory.groups.drop(B)
+    needy = memory.table(C, useful=10)
     assert (memory.pool.num_evictable, memory.groups.num_reserved) == (4, 4)
-    needy = memory.table(C)
+    memory.extend(needy, 2)
+    assert (memory.pool.num_evictable, memory.groups.num_reserved) == (2, 4)
     memory.extend(needy, 6)
-    assert (memory.pool.num_evictable, memory.groups.num_reserved) == (2, 0)
+    assert (memory.pool.num_evictable, memory.groups.num_reserved) == (1, 1)
     memory.extend(needy, 8)
     assert memory.groups.num_available == 0
 
 
-def test_extend_keeps_extents_long_when_memory_is_full_of_warm_blocks():
+def test_extend_finds_a_run_among_warm_blocks_whose_order_is_scattered():
     memory = Memory(num_blocks=64)
     cached = memory.table(A, useful=64)
     memory.extend(cached, 64)
     for block_id in cached.ids.tolist():
         memory.pool.register(BlockHash(bytes([block_id])), block_id)
-    # Every other block is the least recently used: strict order would free no two neighbours.
-    memory.pool.share(cached.ids[::2].tolist())
+    order = [BlockId(b) for pair in zip(range(32), range(32, 64), strict=True) for b in pair]
+    memory.pool.share(order)
     memory.groups.drop(A)
-    memory.pool.release(cached.ids[::2].tolist())
+    memory.pool.release(order)
     table = memory.table(B)
     memory.extend(table, 1)
-    assert memory.pool.num_evictable == 63
-    memory.extend(table, 2)
-    assert memory.groups.num_available == 62
+    assert table.extents == [Extent(0, 8)]
+    assert memory.pool.num_evictable == 56
 
 
 def test_extend_leaves_victims_their_used_blocks_when_memory_is_full():
