@@ -152,7 +152,7 @@ class TestChat:
     def test_talks_to_a_terminal_and_stops_an_answer_at_ctrl_c(self) -> None:
         """Ctrl-C ends the answer, not the conversation; Ctrl-D leaves."""
         with Terminal("chat", "smollm2", "--ignore-eos", "--max-tokens", "400", *SMALL) as terminal:
-            terminal.wait_for(b"is ready")
+            terminal.wait_for(b"Ctrl-C stops an answer")
             terminal.type(b"Tell me a long story.\n")
             terminal.wait_for(b"Tell me a long story.", then_more=60)
             terminal.type(b"\x03")

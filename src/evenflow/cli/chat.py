@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from threading import Event
 from typing import TYPE_CHECKING
 
 import click
@@ -32,7 +35,7 @@ def chat(loaded: Loaded, params: SamplingParams, prompt: str | None, system: str
     opening = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
         text = read_prompt(prompt)
-        _answer(llm, [*opening, {"role": "user", "content": text}], params)
+        _answer(llm, [*opening, {"role": "user", "content": text}], params, Event())
         return
     click.echo(
         f"{loaded.config.model.model}, KV memory: {llm.runtime.kv_plan.description()}", err=True
@@ -61,7 +64,8 @@ def _converse(llm: LLM, opening: Sequence[Mapping[str, str]], params: SamplingPa
         else:
             messages.append({"role": "user", "content": line})
             try:
-                text = _answer(llm, messages, params)
+                with _interrupt_flag() as stop:
+                    text = _answer(llm, messages, params, stop)
             except InvalidRequestError as error:
                 hint = " /clear starts afresh." if isinstance(error, ContextLengthError) else ""
                 click.echo(f"{error}{hint}", err=True)
@@ -70,15 +74,27 @@ def _converse(llm: LLM, opening: Sequence[Mapping[str, str]], params: SamplingPa
                 messages.append({"role": "assistant", "content": text})
 
 
-def _answer(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingParams) -> str:
-    """Stream one answer to stdout and return it; Ctrl-C keeps what has come so far."""
+def _answer(
+    llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingParams, stop: Event
+) -> str:
+    """Stream one answer to stdout, until it ends or `stop` is set, and return what has come."""
     pieces = []
-    stream = llm.stream_chat(messages, params)
-    try:
+    with closing(llm.stream_chat(messages, params)) as stream:
         for _, delta in stream:
             pieces.append(delta.text)
             click.echo(delta.text, nl=False)
-    except KeyboardInterrupt:
-        stream.close()
+            if stop.is_set():
+                break
     click.echo()
     return "".join(pieces)
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[Event]:
+    """Turn Ctrl-C into a flag, so that it stops an answer between two steps and not within one."""
+    flag = Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: flag.set())
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

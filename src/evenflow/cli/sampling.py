@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,9 @@ _FLAGS = (
     click.option("--repetition-penalty", type=float, help="Above 1, seen tokens come less often."),
     click.option("--presence-penalty", type=float, help="Subtracted for tokens in the output."),
     click.option("--frequency-penalty", type=float, help="Subtracted per use in the output."),
-    click.option("--seed", type=int, help="Makes sampled tokens reproducible."),
+    click.option(
+        "--seed", type=int, help="Makes sampled tokens reproducible; drawn anew if not given."
+    ),
     click.option("--stop", multiple=True, help="Text that ends the output; may be repeated."),
     click.option(
         "--ignore-eos/--no-ignore-eos", default=None, help="Go on past the model's end tokens."
@@ -40,7 +43,8 @@ def sampling_options(**defaults: Any) -> Callable[[Callable[..., None]], Callabl
         def run(*args: Any, **values: Any) -> None:
             given = {name: values.pop(name) for name in _NAMES}
             chosen = {name: value for name, value in given.items() if value not in (None, ())}
-            command(*args, params=SamplingParams(**(defaults | chosen)), **values)
+            fresh = {"seed": secrets.randbits(63)}
+            command(*args, params=SamplingParams(**(fresh | defaults | chosen)), **values)
 
         decorated: Callable[..., None] = run
         for flag in reversed(_FLAGS):

@@ -195,7 +195,7 @@ def token_logprobs(
     ids = torch.tensor(token_ids).unsqueeze(1)
     chosen = logprobs.gather(1, ids)
     ranks = ((logprobs > chosen).int().cumsum(dim=-1)[:, -1] + 1).tolist()
-    width = max(num_top)
+    width = min(max(num_top), logits.shape[1])
     values, top_ids = _candidates(logprobs, width) if width else (logprobs[:, :0], ids[:, :0])
     return [
         TokenLogprobs(
