@@ -15,7 +15,7 @@ from evenflow.cli.options import config_options
 from evenflow.cli.prompts import read_prompt
 from evenflow.cli.sampling import sampling_options
 from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
-from evenflow.core.errors import ContextLengthError, InvalidRequestError
+from evenflow.core.errors import ContextLengthError, GenerationError, InvalidRequestError
 from evenflow.core.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def _answer(
         for _, delta in stream:
             pieces.append(delta.text)
             click.echo(delta.text, nl=False)
+            if delta.error is not None:
+                raise GenerationError("the answer failed", why=delta.error)
             if stop.is_set():
                 break
     click.echo()

@@ -11,6 +11,7 @@ from evenflow.cli.options import config_options
 from evenflow.cli.prompts import read_prompt
 from evenflow.cli.sampling import sampling_options
 from evenflow.config import CacheConfig, ExecutionConfig, Loaded, ModelConfig, SchedulerConfig
+from evenflow.core.errors import GenerationError
 from evenflow.core.sampling import SamplingParams
 
 
@@ -29,6 +30,8 @@ def complete(loaded: Loaded, params: SamplingParams, prompt: str, as_json: bool)
     llm = load_llm(loaded.config)
     (output,) = llm.generate(text, params)
     (completion, *_) = output.outputs
+    if completion.error is not None:
+        raise GenerationError("the completion failed", why=completion.error)
     if not as_json:
         click.echo(completion.text)
         return

@@ -15,11 +15,11 @@ class ExecutionConfig(Area):
     table: ClassVar[str] = "execution"
 
     num_threads: int | None = Field(default=None, ge=1)
-    """Threads that compute; none means one for each core."""
+    """Threads that compute; none means torch's choice, one for each core."""
 
     linear: Literal["auto", "exact"] = "auto"
-    """Matrix products: auto takes the fastest for this machine; exact stays in fp32 and gives a
-    request the same numbers whoever shares its batch."""
+    """Matrix products: exact computes in fp32 and gives a request the same numbers whoever shares
+    its batch; auto takes the fastest there is, which is exact at present."""
 
     attention_backend: Literal["auto", "cpu", "reference"] = "auto"
     """Attention kernel: the fastest for this machine (auto), the compiled CPU kernel (cpu), or the

@@ -84,6 +84,12 @@ class DuplicateRequestError(InvalidRequestError):
     code = "duplicate_request_id"
 
 
+class GenerationError(EvenflowError):
+    """The model could not go on with a request, through no fault of the request's."""
+
+    code = "generation_failed"
+
+
 class IntegrityError(EvenflowError):
     """An invariant of evenflow's own state does not hold; always a bug."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from evenflow.core.errors import EvenflowError, InvalidRequestError
+from evenflow.core.errors import GenerationError, InvalidRequestError
 from evenflow.engine.llm import LLM
 from evenflow.engine.openai_format import (
     ParsedRequest,
@@ -134,7 +134,7 @@ class BatchRun:
                 "message": errors[0],
                 "type": "server_error",
                 "param": None,
-                "code": EvenflowError.code,
+                "code": GenerationError.code,
             }
             return _line(job.line_number, job.custom_id, 500, {"error": error}, error)
         body = response_body(

@@ -219,6 +219,12 @@ class Engine:
             "logit_bias": params.logit_bias,
         }
         for name, ids in named.items():
+            if any(type(token_id) is not int for token_id in ids):
+                raise InvalidRequestError(
+                    f"{name} holds something else than token ids",
+                    param=name,
+                    why="token ids are whole numbers",
+                )
             if ids and not 0 <= min(ids) <= max(ids) < limits.vocab_size:
                 raise InvalidRequestError(
                     f"{name} holds a token id that the model does not have",

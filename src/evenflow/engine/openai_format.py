@@ -86,7 +86,7 @@ def response_body(
     is_chat = parsed.url == CHAT
     choice = _chat_choice if is_chat else _completion_choice
     num_output = sum(len(completion.token_ids) for completion in output.outputs)
-    return {
+    body: dict[str, Any] = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{output.request_id}",
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
@@ -99,6 +99,12 @@ def response_body(
             "prompt_tokens_details": {"cached_tokens": output.num_cached_tokens},
         },
     }
+    if output.prompt_logprobs is not None:
+        body["prompt_logprobs"] = [
+            None if entry is None else _prompt_logprob(entry, tokenizer)
+            for entry in output.prompt_logprobs
+        ]
+    return body
 
 
 def error_body(error: InvalidRequestError) -> dict[str, Any]:
@@ -203,6 +209,20 @@ def _chat_logprob(entry: TokenLogprobs, tokenizer: Tokenizer) -> dict[str, Any]:
 
     top = [describe(token_id, logprob) for token_id, logprob in entry.top]
     return {**describe(entry.token_id, entry.logprob), "top_logprobs": top}
+
+
+def _prompt_logprob(entry: TokenLogprobs, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return vLLM's form: by token id, the token that stands there among the likeliest."""
+    ranked = {token_id: (value, rank) for rank, (token_id, value) in enumerate(entry.top, start=1)}
+    ranked.setdefault(entry.token_id, (entry.logprob, entry.rank))
+    return {
+        str(token_id): {
+            "logprob": value,
+            "rank": rank,
+            "decoded_token": tokenizer.token_text(token_id),
+        }
+        for token_id, (value, rank) in ranked.items()
+    }
 
 
 def _completion_choice(

@@ -62,8 +62,9 @@ class CompletionProgress:
             return
         hidden = request.stop_reason is not None and not request.sampling.include_stop_str_in_output
         self.piece = "" if hidden else self._detokenizer.push(token_id)
-        if self._matcher is not None and (request.num_output_tokens >= request.sampling.min_tokens):
-            self.piece, self.matched = self._matcher.push(self.piece)
+        if self._matcher is not None:
+            may_stop = request.num_output_tokens >= request.sampling.min_tokens
+            self.piece, self.matched = self._matcher.push(self.piece, may_match=may_stop)
         if request.is_finished and self.matched is None:
             self.piece += self._flush()
 
@@ -91,8 +92,11 @@ class CompletionProgress:
         request = self.request
         if delta.token_id is None:
             delta.text = self._flush()
-        delta.finish_reason = "stop" if self.matched else request.status.finish_reason
-        delta.stop_reason = self.matched or request.stop_reason
+        delta.finish_reason = request.status.finish_reason
+        delta.stop_reason = request.stop_reason
+        if self.matched and delta.finish_reason in ("stop", "length"):
+            delta.finish_reason = "stop"
+            delta.stop_reason = self.matched
         delta.metrics = RequestMetrics(
             request.arrival_s,
             self.first_token_s,

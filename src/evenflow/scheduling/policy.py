@@ -21,7 +21,6 @@ from typing import Protocol
 from evenflow.core.errors import ConfigError
 from evenflow.core.request import RequestView
 
-PROTOCOL_VERSION = 1
 ENTRY_POINT_GROUP = "evenflow.policies"
 
 RankKey = tuple[float, ...]
@@ -71,11 +70,11 @@ class Policy(Protocol):
         """Divide the step's tokens.
 
         Args:
-            residents: all running requests in rank order, those just admitted last.
+            residents: all running requests in rank order.
             token_budget: most tokens in the step.
 
         Returns:
-            Tokens for each resident, 0 for none.
+            Tokens for each resident, at most what it lacks; 0 for none, but not for all.
         """
         ...
 

@@ -72,14 +72,19 @@ class Scheduler:
             request.record(EventKind.QUEUED, now_s, f"{len(self.waiting) - 1} others waiting")
 
     def schedule(self, now_s: float) -> StepPlan:
-        """Plan the next step. The plan is empty when nothing can run."""
+        """Plan the next step. The plan is empty when nothing can run.
+
+        Raises:
+            IntegrityError: the policy composed a step that cannot be.
+        """
         self._rank_running(now_s)
         num_preempted = self._grow_residents(now_s)
-        if not num_preempted:
-            self._admit_waiting(now_s)
+        if not num_preempted and self._admit_waiting(now_s):
+            self._rank_running(now_s)
         copies = self._privatise(now_s) if self.kv.has_shared_tables else []
         requests = list(self.running)
         counts = self.policy.compose(requests, self.max_num_batched_tokens)
+        self._check_composition(requests, counts)
         if 0 in counts:
             requests = [r for r, count in zip(requests, counts, strict=True) if count]
             counts = [count for count in counts if count]
@@ -163,15 +168,21 @@ class Scheduler:
 
     def _make_room(self, request: Request, now_s: float) -> None:
         """Free some memory: shared prompts of requests that do not run yet, else a victim."""
-        for waiting in self.waiting:
-            if self.kv.holds(waiting.request_id):
-                self.kv.free(waiting.request_id)
-                waiting.num_computed_tokens = 0
-                return
+        if self._reclaim_fork():
+            return
         victim = self.requests[self.policy.victims(self.running)[0].request_id]
         self._preempt(
             victim, now_s, f"{request.request_id} needed a block and none was free or evictable"
         )
+
+    def _reclaim_fork(self) -> bool:
+        """Take back a shared prompt from a request that does not run yet, if there is one."""
+        for waiting in self.waiting:
+            if self.kv.holds(waiting.request_id):
+                self.kv.free(waiting.request_id)
+                waiting.num_computed_tokens = 0
+                return True
+        return False
 
     def _preempt(self, request: Request, now_s: float, cause: str) -> None:
         num_blocks = self.kv.num_held_blocks(request.request_id)
@@ -186,9 +197,27 @@ class Scheduler:
         )
         self.waiting.push(request, now_s)
 
-    def _admit_waiting(self, now_s: float) -> None:
-        """Start waiting requests in rank order until tokens, seats or memory run out."""
+    def _check_composition(self, requests: list[Request], counts: list[int]) -> None:
+        fits = len(counts) == len(requests) and all(
+            0 <= count <= len(request.token_ids) - request.num_computed_tokens
+            for request, count in zip(requests, counts, strict=True)
+        )
+        total = sum(counts)
+        if not fits or total > self.max_num_batched_tokens or (requests and total == 0):
+            raise IntegrityError(
+                "the policy composed a step that cannot be",
+                why=f"it gave {len(requests)} requests {counts[:8]}... tokens, {total} in all",
+                fix="Give each at most what it lacks, within the budget, and somebody at least one",
+            )
+
+    def _admit_waiting(self, now_s: float) -> bool:
+        """Start waiting requests in rank order until tokens, seats or memory run out.
+
+        Returns:
+            Whether anybody was started.
+        """
         self.waiting.refresh(now_s)
+        num_running = len(self.running)
         demand = sum(len(r.token_ids) - r.num_computed_tokens for r in self.running)
         while (
             self.waiting
@@ -196,11 +225,13 @@ class Scheduler:
             and demand < self.max_num_batched_tokens
         ):
             request = self.waiting.first()
-            if not self._admit(request, now_s):
+            if self._admit(request, now_s):
+                self.waiting.pop()
+                self.running.append(request)
+                demand += len(request.token_ids) - request.num_computed_tokens
+            elif self.running or not self._reclaim_fork():
                 break
-            self.waiting.pop()
-            self.running.append(request)
-            demand += len(request.token_ids) - request.num_computed_tokens
+        return len(self.running) > num_running
 
     def _admit(self, request: Request, now_s: float) -> bool:
         kv = self.kv

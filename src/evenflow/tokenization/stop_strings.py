@@ -31,8 +31,12 @@ class StopStringMatcher:
         self._longest = max(map(len, stop), default=0)
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, str | None]:
+    def push(self, text: str, *, may_match: bool = True) -> tuple[str, str | None]:
         """Take more text; after a match the matcher is done.
+
+        Args:
+            text: what comes next.
+            may_match: False lets stop strings that are complete by now pass as text.
 
         Returns:
             The text that may be shown now, and the stop string that was matched, if any.
@@ -41,7 +45,7 @@ class StopStringMatcher:
             return text, None
         text = self._held + text
         found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
+        if found and may_match:
             end, start, stop = min(found)
             self._held = ""
             return text[: end if self._include else start], stop

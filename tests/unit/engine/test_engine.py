@@ -101,6 +101,11 @@ def test_step_heeds_no_stop_string_before_min_tokens() -> None:
     assert len(completion.token_ids) == 6
 
 
+def test_step_heeds_a_stop_string_that_begins_before_min_tokens_and_ends_after() -> None:
+    completion, _ = complete("xEND and on", stop=("END",), min_tokens=3)
+    assert (completion.text, completion.stop_reason) == ("x", "END")
+
+
 def test_step_stops_at_min_tokens_itself() -> None:
     completion, _ = complete("x.x.x.x.", stop=(".",), min_tokens=4)
     assert (completion.text, len(completion.token_ids)) == ("x.x", 4)
@@ -333,3 +338,20 @@ def test_step_times_add_up_over_the_steps_that_compute() -> None:
     assert (engine.times.schedule_s, engine.times.update_s, engine.times.emit_s) == (0, 0, 0)
     assert engine.step() == []
     assert engine.times.num_steps == 4
+
+
+@pytest.mark.parametrize("prompt", [[1.5], ["x"], [True], [None]])
+def test_add_request_refuses_a_prompt_of_something_else_than_token_ids(prompt: list) -> None:
+    engine = make_text_engine(lambda _: "")
+    with pytest.raises(InvalidRequestError) as caught:
+        engine.add_request("a", prompt, SamplingParams())
+    assert caught.value.param == "prompt"
+    assert not engine.has_work
+
+
+def test_step_reports_an_abort_as_abort_when_the_rest_holds_a_stop_string() -> None:
+    engine = make_text_engine(lambda _: "abcdef")
+    engine.add_request("a", spell("x"), SamplingParams(stop=("b", "bcx")))
+    engine.step()
+    engine.abort("a")
+    assert [delta.finish_reason for delta in engine.step()] == ["abort"]

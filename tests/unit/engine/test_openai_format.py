@@ -172,3 +172,19 @@ def test_response_body_of_a_chat_is_openais() -> None:
     content = choice["logprobs"]["content"]
     assert bytes(b for entry in content for b in entry["bytes"]).decode() == "né"
     assert [entry["logprob"] for entry in content[0]["top_logprobs"]] == [-0.5, -2.0]
+
+
+def test_response_body_reports_prompt_logprobs_as_vllm_does() -> None:
+    output = make_output()
+    (first, second) = spell("Hi")
+    output.prompt_logprobs = [None, TokenLogprobs(second, -3.0, 7, ((first, -0.25),))]
+    body = response_body(
+        parse_completion(prompt_logprobs=1), output, model="m", created=0, tokenizer=tokenizer()
+    )
+    assert body["prompt_logprobs"] == [
+        None,
+        {
+            str(first): {"logprob": -0.25, "rank": 1, "decoded_token": "H"},
+            str(second): {"logprob": -3.0, "rank": 7, "decoded_token": "i"},
+        },
+    ]

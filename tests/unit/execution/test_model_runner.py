@@ -183,11 +183,17 @@ def test_execute_scores_the_prompt_tokens_that_a_chunk_predicts(
     assert [entry.rank for entry in entries] == [1 if t != 9 else 2 for t in predicted]
 
 
-def test_execute_scores_no_output_tokens_as_prompt_when_recomputing() -> None:
+def test_execute_scores_a_prompt_once_when_it_is_recomputed() -> None:
     request = make_request("a", [1, 2, 3, 4], 0, num_output=2, prompt_logprobs=0)
     result = run([(request, 4)])
-    assert [entry.token_id for entry in result.prompt_logprobs[0]] == [2]
+    assert result.prompt_logprobs == {}
     assert result.token_ids == [5]
+
+
+def test_execute_scores_a_prompt_that_takes_several_slices() -> None:
+    prompt = [(7 * position) % 30 for position in range(40)]
+    result = run([(make_request("a", prompt, prompt_logprobs=0), 40)])
+    assert [entry.token_id for entry in result.prompt_logprobs[0]] == prompt[1:]
 
 
 def test_execute_copies_blocks_before_it_computes() -> None:

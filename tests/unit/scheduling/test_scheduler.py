@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from evenflow.core.errors import IntegrityError
 from evenflow.core.events import EventKind
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.status import RequestStatus
@@ -166,6 +167,17 @@ def test_siblings_end_with_little_memory() -> None:
         assert len(tokens) == 30
 
 
+def test_schedule_takes_back_shared_prompts_when_nothing_runs_and_the_first_does_not_fit() -> None:
+    engine, _ = make_engine(policy="priority", num_blocks=12, max_model_len=48)
+    engine.add_request("p", prompt(12), SamplingParams(n=2, max_tokens=1), priority=1)
+    engine.step()
+    assert not engine.scheduler.running
+    assert engine.scheduler.kv.holds("p#1")
+    engine.add_request("x", prompt(45, 100), SamplingParams(max_tokens=1), priority=0)
+    ended = [(d.request_id, d.index) for d in run(engine) if d.finish_reason == "length"]
+    assert ended == [("x", 0), ("p", 1)]
+
+
 def test_prefix_cache_spares_the_second_request_its_prompt() -> None:
     engine, executor = make_engine()
     engine.add_request("a", prompt(30), SamplingParams(max_tokens=1))
@@ -198,3 +210,20 @@ def test_update_goes_on_past_end_tokens_when_told_to_ignore_them() -> None:
     engine, _ = make_engine(eos_token_ids=frozenset(range(1000)))
     engine.add_request("a", prompt(4), SamplingParams(max_tokens=7, ignore_eos=True))
     assert [d.finish_reason for d in run(engine)] == [None] * 6 + ["length"]
+
+
+@pytest.mark.parametrize("counts", [[0], [-1], [31], [1, 1], []])
+def test_schedule_refuses_a_composition_that_cannot_be(counts: list[int]) -> None:
+    engine, _ = make_engine()
+    engine.add_request("a", prompt(30), SamplingParams(max_tokens=4))
+    engine.scheduler.policy.compose = lambda *_: counts
+    with pytest.raises(IntegrityError, match="cannot be"):
+        engine.step()
+
+
+def test_schedule_serves_the_urgent_prompt_first_when_both_are_half_done() -> None:
+    engine, executor = make_engine(policy="priority", max_num_batched_tokens=16)
+    engine.add_request("later", prompt(60), SamplingParams(max_tokens=1), priority=5)
+    engine.add_request("now", prompt(20, 500), SamplingParams(max_tokens=1), priority=1)
+    run(engine)
+    assert executor.steps[:2] == [{"now": 16}, {"now": 4, "later": 12}]

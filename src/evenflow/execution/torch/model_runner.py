@@ -15,6 +15,9 @@ from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.sampler import sample, token_logprobs
 from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult, TokenLogprobs
 
+_SCORED_ROWS = 32
+"""Prompt tokens scored at once; bounds the memory that logits over the vocabulary take."""
+
 
 class ModelRunner:
     """The executor that computes for real.
@@ -86,21 +89,21 @@ class ModelRunner:
     def _prompt_logprobs(
         self, plan: StepPlan, hidden: torch.Tensor, ends: np.ndarray, result: StepResult
     ) -> None:
-        """Score the prompt tokens that this step's rows predict."""
+        """Score the prompt tokens that this step's rows predict, unless it was done before."""
         for index, (request, count) in enumerate(
             zip(plan.requests, plan.num_new_tokens, strict=True)
         ):
             num_top = request.sampling.prompt_logprobs
             first = request.num_computed_tokens
             predicted = request.token_ids[first + 1 : first + count + 1]
-            predicted = predicted[: max(0, request.num_prompt_tokens - first - 1)]
-            if num_top is None or not predicted:
+            if num_top is None or not predicted or request.num_output_tokens:
                 continue
             start = int(ends[index]) - count + 1
-            logits = self._model.logits(hidden[start : start + len(predicted)].contiguous())
-            entries: list[TokenLogprobs] = token_logprobs(
-                logits, predicted, [num_top] * len(predicted)
-            )
+            entries: list[TokenLogprobs] = []
+            for done in range(0, len(predicted), _SCORED_ROWS):
+                ids = predicted[done : done + _SCORED_ROWS]
+                rows = hidden[start + done : start + done + len(ids)].contiguous()
+                entries += token_logprobs(self._model.logits(rows), ids, [num_top] * len(ids))
             result.prompt_logprobs[index] = entries
 
 

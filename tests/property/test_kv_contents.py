@@ -1,0 +1,182 @@
+"""Whatever a policy decides, every slot that a step reads holds the KV of the right tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from evenflow.core.clock import ManualClock
+from evenflow.core.request import RequestView
+from evenflow.core.sampling import SamplingParams
+from evenflow.engine.engine import Engine, ModelLimits, completion_id
+from evenflow.memory.kv_cache_manager import KVCacheManager
+from evenflow.scheduling.policy import AdmissionView, RankKey, load_policy
+from evenflow.scheduling.scheduler import Scheduler
+from support.kv_checking_executor import KVCheckingExecutor
+from support.scripted_engine import VOCAB_SIZE, scripted_token
+
+BLOCK_SIZE = 4
+MAX_MODEL_LEN = 48
+
+
+class ArbitraryPolicy:
+    """Decides by lot, within what the protocol allows."""
+
+    rank_changes_with_time = True
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+
+    def rank(self, requests: Sequence[RequestView], now_s: float) -> list[RankKey]:  # noqa: ARG002
+        return [(self._random.random(),) for _ in requests]
+
+    def admit(self, request: RequestView, memory: AdmissionView) -> bool:  # noqa: ARG002
+        return self._random.random() < 0.8
+
+    def victims(self, residents: Sequence[RequestView]) -> Sequence[RequestView]:
+        return self._random.sample(residents, len(residents))
+
+    def compose(self, residents: Sequence[RequestView], token_budget: int) -> list[int]:
+        counts = [0] * len(residents)
+        order = self._random.sample(range(len(residents)), len(residents))
+        for index in order:
+            missing = residents[index].num_tokens - residents[index].num_computed_tokens
+            counts[index] = self._random.randint(0, min(missing, token_budget - sum(counts)))
+        if order and not any(counts):
+            counts[order[0]] = 1
+        return counts
+
+
+class KVContentsMachine(RuleBasedStateMachine):
+    """Drives an engine whose executor checks the KV, and follows every completion from outside."""
+
+    @initialize(
+        policy=st.sampled_from(["fcfs", "priority"]) | st.integers(0, 2**32).map(ArbitraryPolicy),
+        num_blocks=st.sampled_from([1, 3, 12, 13, 16, 40]),
+        initial_group_blocks=st.sampled_from([1, 4, 60]),
+        max_num_seqs=st.sampled_from([1, 3, 6]),
+        token_budget=st.sampled_from([8, 20, 60]),
+        caching=st.booleans(),
+    )
+    def start(
+        self,
+        policy: str | ArbitraryPolicy,
+        num_blocks: int,
+        initial_group_blocks: int,
+        max_num_seqs: int,
+        token_budget: int,
+        caching: bool,
+    ) -> None:
+        self.kv = KVCacheManager(
+            num_blocks,
+            BLOCK_SIZE,
+            enable_prefix_caching=caching,
+            initial_group_blocks=initial_group_blocks,
+        )
+        self.scheduler = Scheduler(
+            load_policy(policy) if isinstance(policy, str) else policy,
+            self.kv,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=token_budget,
+        )
+        self.max_model_len = min(MAX_MODEL_LEN, num_blocks * BLOCK_SIZE)
+        self.executor = KVCheckingExecutor(scripted_token, BLOCK_SIZE)
+        limits = ModelLimits(self.max_model_len, VOCAB_SIZE)
+        self.engine = Engine(self.scheduler, self.executor, ManualClock(), limits)
+        self.prompts: list[list[int]] = []
+        self.expected: dict[tuple[str, int], tuple[list[int], str]] = {}
+        self.received: dict[tuple[str, int], list[int]] = {}
+        self.ended: dict[tuple[str, int], str] = {}
+
+    @rule(
+        length=st.integers(1, MAX_MODEL_LEN - 1),
+        num_shared=st.integers(0, MAX_MODEL_LEN),
+        max_tokens=st.integers(1, 20),
+        priority=st.integers(0, 3),
+        n=st.sampled_from([1, 2, 4]),
+        prompt_logprobs=st.sampled_from([None, None, None, 0]),
+        failures=st.dictionaries(st.integers(0, 3), st.integers(1, MAX_MODEL_LEN), max_size=1),
+    )
+    def add(
+        self,
+        length: int,
+        num_shared: int,
+        max_tokens: int,
+        priority: int,
+        n: int,
+        prompt_logprobs: int | None,
+        failures: dict[int, int],
+    ) -> None:
+        name = str(len(self.prompts))
+        length = min(length, self.max_model_len - 1)
+        prompt = [at if at < num_shared else 100 + at for at in range(length)]
+        self.prompts.append(prompt)
+        params = SamplingParams(max_tokens=max_tokens, n=n, prompt_logprobs=prompt_logprobs)
+        self.engine.add_request(name, prompt, params, priority=priority)
+        stop = min(length + max_tokens, self.max_model_len)
+        for index in range(n):
+            own_id = completion_id(name, index)
+            tokens = [scripted_token(own_id, at) for at in range(length, stop)]
+            reason = "length"
+            if index in failures and failures[index] < stop:
+                self.executor.fails_at[own_id] = failures[index]
+                tokens = tokens[: max(0, failures[index] - length)]
+                reason = "error"
+            self.expected[name, index] = tokens, reason
+            self.received[name, index] = []
+
+    @precondition(lambda self: self.scheduler.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        own_id = data.draw(st.sampled_from(sorted(self.scheduler.requests)))
+        assert self.engine.abort(own_id.split("#")[0])
+
+    @rule(steps=st.integers(1, 6))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self._step()
+
+    def _step(self) -> None:
+        for delta in self.engine.step():
+            key = (delta.request_id, delta.index)
+            assert key not in self.ended, "a completion goes on after its end"
+            if delta.prompt_logprobs is not None:
+                scored = [entry.token_id for entry in delta.prompt_logprobs]
+                wanted = self.prompts[int(delta.request_id)][1:]
+                assert scored == wanted or (delta.index and not scored)
+            if delta.token_id is not None:
+                self.received[key].append(delta.token_id)
+            if delta.finish_reason:
+                self.ended[key] = delta.finish_reason
+        self.scheduler.check_integrity()
+
+    @invariant()
+    def integrity(self) -> None:
+        if hasattr(self, "engine"):
+            self.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(5000):
+            if not self.engine.has_work:
+                break
+            self._step()
+        assert not self.engine.has_work, "the engine does not come to an end"
+        for key, (tokens, reason) in self.expected.items():
+            if self.ended[key] == "abort":
+                assert self.received[key] == tokens[: len(self.received[key])]
+            else:
+                assert (self.received[key], self.ended[key]) == (tokens, reason)
+        self.kv.reset_prefix_cache()
+        assert self.kv.stats().num_free == self.kv.num_blocks
+
+
+KVContentsMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, derandomize=True
+)
+TestKVContents = KVContentsMachine.TestCase
