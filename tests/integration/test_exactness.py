@@ -154,11 +154,12 @@ def test_tokens_equal_a_lone_run_under_random_arrival_chunks_and_preemption(
 
 
 def poison_unused(llm: LLM, kv: KVCacheManager) -> None:
-    """Fill every free block with NaN: whoever reads one gives itself away."""
+    """Fill every block without content with NaN: whoever reads one gives itself away."""
     free = [
         block_id
         for extent in kv._pool._allocator.free_extents()
-        for block_id in range(extent.start, extent.stop)
+        for block_id in extent.block_ids
+        if not kv._pool.is_cached(block_id)
     ]
     llm.engine._executor._store.poison(free)
 

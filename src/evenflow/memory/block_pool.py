@@ -137,6 +137,13 @@ class BlockPool:
         self._eviction.access(content)
         self._cache.insert(content, block_id)
 
+    def unregister(self, block_ids: Iterable[BlockId]) -> None:
+        """Let held blocks be found by their content no more."""
+        for block_id in block_ids:
+            content = self._cache.hash_of(block_id)
+            if content is not None:
+                self._cache.remove(content)
+
     def cool(self, num_blocks: int) -> None:
         """Cool warm blocks, in the order of the eviction policy, until so many are ready."""
         while self._allocator.num_free < num_blocks:

@@ -274,6 +274,11 @@ class KVCacheManager:
         if request_id in self._tables:
             self._groups.drop(request_id)
 
+    def disown(self, request_id: RequestId) -> None:
+        """Let nobody else find what a request holds, because its content is not to be trusted."""
+        if request_id in self._tables:
+            self._pool.unregister(self._tables[request_id].ids.tolist())
+
     def reset_prefix_cache(self) -> None:
         """Forget all cached content that no request holds."""
         self._pool.empty_evictable()

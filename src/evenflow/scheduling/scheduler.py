@@ -123,6 +123,8 @@ class Scheduler:
         request.move_to(status)
         request.record(EventKind.FINISHED, now_s, cause)
         del self.requests[request.request_id]
+        if status is RequestStatus.FINISHED_ERROR:
+            self.kv.disown(request.request_id)
         self.kv.free(request.request_id)
         self._queue_siblings(request.request_id, now_s)
 

@@ -227,3 +227,15 @@ def test_schedule_serves_the_urgent_prompt_first_when_both_are_half_done() -> No
     engine.add_request("now", prompt(20, 500), SamplingParams(max_tokens=1), priority=1)
     run(engine)
     assert executor.steps[:2] == [{"now": 16}, {"now": 4, "later": 12}]
+
+
+def test_finish_lets_nobody_find_the_kv_of_a_failed_request() -> None:
+    engine, executor = make_engine()
+    engine.add_request("a", prompt(30), SamplingParams(max_tokens=9))
+    engine.step()
+    scheduler = engine.scheduler
+    scheduler.finish(scheduler.requests["a"], RequestStatus.FINISHED_ERROR, 0.0, "test")
+    scheduler.check_integrity()
+    engine.add_request("b", prompt(30), SamplingParams(max_tokens=1))
+    engine.step()
+    assert executor.steps[-1] == {"b": 30}

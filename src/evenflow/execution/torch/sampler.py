@@ -110,10 +110,11 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         (n,), int64 indices, always of a positive weight.
     """
     cumulative = weights.cumsum(dim=-1)
-    threshold = uniform.unsqueeze(1) * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
-    last_positive = (weights.shape[1] - 1) - weights.flip(1).gt(0).int().argmax(dim=1)
-    return torch.minimum(index, last_positive)
+    total = cumulative[:, -1]
+    # Kept below the total even when u * total rounds up to it, some running sum exceeds the
+    # threshold; the first that does has just grown, so its weight is positive.
+    threshold = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold.unsqueeze(1), right=True).squeeze(1)
 
 
 def _draw_truncated(
