@@ -13,7 +13,7 @@ import transformers
 from evenflow.config import load_config
 from evenflow.core.gguf_file import GGUFFile
 from evenflow.models.sources import ModelFiles, resolve
-from evenflow.models.weights.open import open_weights
+from evenflow.models.weights.open import open_checkpoint
 
 pytestmark = pytest.mark.model
 
@@ -57,11 +57,11 @@ def test_gguf_file_equals_reference_on_real_model(name: str) -> None:
         ),
     ],
 )
-def test_open_weights_equals_transformers_on_real_model(
+def test_checkpoint_weights_equal_transformers_on_real_model(
     name: str, model_class: type, tensors: list[str]
 ) -> None:
     path = model_file(name)
-    _, weights = open_weights(ModelFiles("gguf", path, name))
+    weights = open_checkpoint(ModelFiles("gguf", path, name)).weights()
     reference = model_class.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).state_dict()

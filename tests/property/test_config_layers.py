@@ -14,7 +14,7 @@ from evenflow.config import AREAS, Layer, Option, load_config, options_of
 VALUES: dict[str, st.SearchStrategy[object]] = {
     "model": st.sampled_from(["smollm2", "gemma3-270m"]),
     "dummy_seed": st.integers(0, 9),
-    "max_model_len": st.none() | st.integers(1, 9),
+    "max_model_len": st.none() | st.integers(2, 9),
     "offline": st.booleans(),
     "block_size": st.integers(1, 9),
     "enable_prefix_caching": st.booleans(),

@@ -37,7 +37,7 @@ def test_every_option_has_a_description_and_a_default(option: Option) -> None:
 def test_option_speaks_for_an_optional_number_with_a_bound() -> None:
     option = Option(ModelConfig, "max_model_len")
     assert (option.flag, option.variable) == ("--max-model-len", "EVENFLOW_MAX_MODEL_LEN")
-    assert option.limits == "a whole number, at least 1, or none"
+    assert option.limits == "a whole number, at least 2, or none"
     assert (option.default, option.kind, option.choices) == ("none", "INTEGER", ())
 
 

@@ -24,8 +24,6 @@ BAD_TOKENS = {30: float("nan"), 31: float("inf")}
 class FakeModel:
     """Finds token + 1 the likeliest successor; computes rubbish after a bad token."""
 
-    spec: Any = None
-
     def __init__(self) -> None:
         self.num_scored = 0
 
