@@ -101,6 +101,7 @@ def hold_round(
             if delta.metrics is not None:
                 metrics.append(delta.metrics)
             screen.add(index, delta.text, delta.finish_reason is not None)
+    console.print()
     for number, (chat, answer) in enumerate(zip(chats, answers, strict=True), start=1):
         console.print(f"[bold]{number}. {chat[-1]['content']}[/bold]")
         console.print(answer.strip(), highlight=False, markup=False)

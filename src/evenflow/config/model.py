@@ -25,7 +25,7 @@ class ModelConfig(Area):
     dummy_seed: int = Field(default=0, ge=0)
     """Seed of the random weights of --load-format dummy."""
 
-    max_model_len: int | None = Field(default=None, ge=1)
+    max_model_len: int | None = Field(default=None, ge=2)
     """Most tokens of prompt and output together; none means the model's own limit, but no more
     than 8192 tokens."""
 

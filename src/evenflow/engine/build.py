@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 import torch
 
 from evenflow.config import EvenflowConfig
 from evenflow.core.clock import Clock, MonotonicClock
+from evenflow.core.errors import ConfigError
 from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.engine.free_memory import free_memory_bytes
 from evenflow.execution.attention import Attention
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_ops import CpuOps
@@ -24,7 +26,7 @@ from evenflow.models.progress import Progress
 from evenflow.models.registry import build_model
 from evenflow.models.sources import resolve
 from evenflow.models.spec import ModelSpec
-from evenflow.models.weights.open import open_weights
+from evenflow.models.weights.open import open_checkpoint
 from evenflow.models.weights.shapes import tensor_shapes
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
@@ -59,18 +61,19 @@ class Runtime:
 def build_runtime(
     config: EvenflowConfig, *, clock: Clock | None = None, progress: Progress | None = None
 ) -> Runtime:
-    """Find and load the model, size the KV memory, and build the engine.
+    """Find the model, size the KV memory, load the model, and build the engine.
+
+    The KV memory is sized before any weight is read or brought into loaded form, so that a start
+    that cannot work fails at once and with the number that would.
 
     Args:
         config: the settings.
         clock: the engine's time; the machine's monotonic clock by default.
         progress: told how far fetching and preparing the model are.
 
-    The KV memory is checked before any weight is read, so that a start that cannot work fails at
-    once and with the number that would.
-
     Raises:
         ModelNotFoundError: the model is nowhere to be found.
+        ConfigError: a setting does not suit the model, or names a file that cannot be read.
         KVMemoryError: the KV memory cannot hold one request of the longest length.
         EvenflowError: the model's files cannot be used.
     """
@@ -83,19 +86,18 @@ def build_runtime(
         weights=config.model.load_format != "dummy",
         progress=progress,
     )
-    spec, weights = open_weights(
-        files,
+    checkpoint = open_checkpoint(files)
+    spec = checkpoint.spec
+    kv_plan = _plan_kv(config, spec)
+    logger.info("kv memory: %s", kv_plan.description())
+    tokenizer = load_tokenizer(files.path, chat_template=config.model.chat_template)
+    weights = checkpoint.weights(
         load_format=config.model.load_format,
         weight_cache_dir=config.paths.cache / "weights" if config.execution.weight_cache else None,
         seed=config.model.dummy_seed,
         progress=progress,
     )
-    max_model_len = config.model.max_model_len or min(
-        spec.max_position_embeddings, _DEFAULT_MAX_MODEL_LEN
-    )
-    kv_plan = _plan_kv(config, spec, max_model_len)
-    logger.info("kv memory: %s", kv_plan.description())
-    tokenizer = load_tokenizer(files.path, chat_template=config.model.chat_template)
+    del checkpoint  # the pages of a GGUF file stay resident as long as it is open
     model = build_model(spec, weights, CpuOps())
     store = KVStore(
         kv_plan.num_blocks,
@@ -114,7 +116,7 @@ def build_runtime(
         build_scheduler(config, kv_plan.num_blocks),
         ModelRunner(model, attention, store),
         clock or MonotonicClock(),
-        ModelLimits(max_model_len, spec.vocab_size, frozenset(spec.eos_token_ids)),
+        ModelLimits(kv_plan.max_model_len, spec.vocab_size, frozenset(spec.eos_token_ids)),
         detokenizer=partial(tokenizer.stream, after_text=True),
         salt_per_tenant=config.cache.prefix_salt_per_tenant,
     )
@@ -137,21 +139,37 @@ def build_scheduler(config: EvenflowConfig, num_blocks: int) -> Scheduler:
     )
 
 
-def _plan_kv(config: EvenflowConfig, spec: ModelSpec, max_model_len: int) -> KVPlan:
-    block_size = config.cache.block_size
+def _plan_kv(config: EvenflowConfig, spec: ModelSpec) -> KVPlan:
+    """Cut the KV memory into blocks; a number of blocks set by hand is taken as it is."""
+    cache = config.cache
     bytes_per_block = KVStore.bytes_per_block(
-        spec.num_layers, spec.num_kv_heads, spec.head_dim, block_size
+        spec.num_layers, spec.num_kv_heads, spec.head_dim, cache.block_size
     )
-    num_parameters = sum(torch.Size(shape).numel() for shape in tensor_shapes(spec).values())
-    free_bytes = max(0, psutil.virtual_memory().available - num_parameters * _FP32_BYTES)
-    if config.cache.num_blocks_override is not None:
-        num_bytes = config.cache.num_blocks_override * bytes_per_block
+    free_bytes: int | None = None
+    if cache.num_blocks_override is not None:
+        num_bytes = cache.num_blocks_override * bytes_per_block
     else:
-        num_bytes = config.cache.kv_cache_bytes(free_bytes)
+        num_parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
+        free_bytes = max(0, free_memory_bytes() - num_parameters * _FP32_BYTES)
+        num_bytes = cache.kv_cache_bytes(free_bytes)
     return plan_kv_memory(
         num_bytes,
         bytes_per_block=bytes_per_block,
-        block_size=block_size,
-        max_model_len=max_model_len,
+        block_size=cache.block_size,
+        max_model_len=_max_model_len(config, spec),
         free_bytes=free_bytes,
     )
+
+
+def _max_model_len(config: EvenflowConfig, spec: ModelSpec) -> int:
+    """Return the longest request in tokens, which the model must have positions for."""
+    asked, limit = config.model.max_model_len, spec.max_position_embeddings
+    if asked is None:
+        return min(limit, _DEFAULT_MAX_MODEL_LEN)
+    if asked > limit:
+        raise ConfigError(
+            f"--max-model-len is {asked}, which is more than the model can tell apart",
+            why=f"the model has {limit} positions",
+            fix=f"set --max-model-len to at most {limit}",
+        )
+    return asked

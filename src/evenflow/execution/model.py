@@ -14,45 +14,11 @@ from evenflow.execution.attention import Attention
 from evenflow.execution.batch import ForwardBatch
 
 
-class ModelShape(Protocol):
-    """The numbers of a model that size its KV memory and its batches."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
-        ...
-
-    @property
-    def num_layers(self) -> int:
-        """Layers that store keys and values."""
-        ...
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Key and value heads per layer."""
-        ...
-
-    @property
-    def head_dim(self) -> int:
-        """Entries per head."""
-        ...
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Positions the model can tell apart: every position is below this number."""
-        ...
-
-
 class CausalLM(Protocol):
     """A decoder-only language model whose KV lives in the attention back end it is called with.
 
     Row i of both results depends on token i and the earlier tokens of its own request alone.
     """
-
-    @property
-    def spec(self) -> ModelShape:
-        """Shape of the model."""
-        ...
 
     def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
         """Run the tokens of one step through all layers and store their keys and values.

@@ -18,10 +18,11 @@ class Ops(Protocol):
     """
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-        """Take ownership of a weight and return the function x -> x @ weight.T + bias.
+        """Return the function x -> x @ weight.T + bias.
 
         Args:
-            weight: (out_features, in_features), fp32; may be repacked, do not use it afterwards.
+            weight: (out_features, in_features), fp32; kept, or copied into another form, and never
+                written to.
             bias: (out_features,), fp32.
 
         Returns:

@@ -59,8 +59,7 @@ class Vocabulary:
     def __init__(self, parts: Parts) -> None:
         self._embedding = parts.weights.tensor("model.embed_tokens.weight")
         if parts.spec.tie_word_embeddings:
-            # A linear owns its weight and may repack it; the rows must stay readable for `embed`.
-            self.logits = parts.ops.linear(self._embedding.clone())
+            self.logits = parts.ops.linear(self._embedding)
         else:
             self.logits = parts.linear("lm_head")
 
@@ -190,12 +189,12 @@ class Decoder:
         attention: Callable[[int], SelfAttention],
         feed_forward: Callable[[int], FeedForward],
     ) -> None:
-        self.spec = parts.spec
         self._ops = parts.ops
+        self._eps = parts.spec.rms_norm_eps
         self._vocabulary = Vocabulary(parts)
-        self._rotary = RotaryTable.from_spec(self.spec)
+        self._rotary = RotaryTable.from_spec(parts.spec)
         norm = parts.weights.tensor
-        layers = [f"model.layers.{layer}" for layer in range(self.spec.num_layers)]
+        layers = [f"model.layers.{layer}" for layer in range(parts.spec.num_layers)]
         input_norms = [norm(f"{layer}.input_layernorm.weight") for layer in layers]
         input_norms.append(norm("model.norm.weight"))
         self._first_norm = input_norms[0]
@@ -211,7 +210,7 @@ class Decoder:
 
     def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
         """Return the hidden states after the final norm, (num_tokens, hidden_size)."""
-        add_norm, eps = self._ops.add_rms_norm, self.spec.rms_norm_eps
+        add_norm, eps = self._ops.add_rms_norm, self._eps
         rotation = self._rotary.rows(batch.positions)
         residual = self._vocabulary.embed(batch.token_ids)
         x = self._ops.rms_norm(residual, self._first_norm, eps)

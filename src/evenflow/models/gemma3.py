@@ -54,8 +54,8 @@ class Gemma3:
 
     def __init__(self, spec: ModelSpec, weights: WeightSource, ops: Ops) -> None:
         parts = Parts(spec, weights, ops)
-        self.spec = spec
         self._ops = ops
+        self._eps = spec.rms_norm_eps
         self._vocabulary = Vocabulary(parts)
         self._embedding_scale = spec.hidden_size**0.5
         self._global_rotary = RotaryTable.from_spec(spec)
@@ -67,7 +67,7 @@ class Gemma3:
 
     def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
         """Return the hidden states after the final norm, (num_tokens, hidden_size)."""
-        norm, add_norm, eps = self._ops.rms_norm, self._ops.add_rms_norm, self.spec.rms_norm_eps
+        norm, add_norm, eps = self._ops.rms_norm, self._ops.add_rms_norm, self._eps
         global_rotation = self._global_rotary.rows(batch.positions)
         local_rotation = self._local_rotary.rows(batch.positions)
         residual = self._vocabulary.embed(batch.token_ids).mul_(self._embedding_scale)

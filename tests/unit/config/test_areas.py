@@ -41,6 +41,11 @@ def test_option_speaks_for_an_optional_number_with_a_bound() -> None:
     assert (option.default, option.kind, option.choices) == ("none", "INTEGER", ())
 
 
+def test_model_config_refuses_a_length_without_room_for_an_answer() -> None:
+    with pytest.raises(ValidationError, match="max_model_len"):
+        ModelConfig(max_model_len=1)
+
+
 def test_area_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         ModelConfig().model = "other"

@@ -99,6 +99,14 @@ def test_cpu_rows_have_the_same_bits_for_one_thread_and_two(
     assert torch.equal(operation(CpuOps(), 130, 1536), expected)
 
 
+@pytest.mark.parametrize("ops", [CpuOps(), TorchOps()])
+def test_linear_never_writes_to_its_weight(ops: Ops) -> None:
+    weight = rows(576)
+    apply = ops.linear(weight)
+    apply(rows(576, seed=1))
+    assert torch.equal(weight, rows(576))
+
+
 def test_linear_without_onednn_gives_rows_that_do_not_depend_on_their_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

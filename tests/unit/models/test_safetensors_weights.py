@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from evenflow.core.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
 from evenflow.models.weights.safetensors import INDEX_FILE, SafetensorsWeights, weight_files
 
+MAPS = Path("/proc/self/maps")
+
 
 def write_shards(directory: Path) -> dict[str, torch.Tensor]:
     tensors = {f"model.t{i}.weight": torch.full((2, 3), float(i)) for i in range(4)}
@@ -73,10 +75,12 @@ def test_safetensors_weights_are_fp32_whatever_is_stored(
     assert torch.equal(ours, values.float())
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_safetensors_weights_refuse_quantised_types(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_safetensors_weights_refuse_quantised_types(
+    tmp_path: Path, dtype: torch.dtype, name: str
+) -> None:
     save_file({"a": torch.ones(4).to(dtype)}, tmp_path / "model.safetensors")
-    with pytest.raises(UnsupportedModelError, match=str(dtype)):
+    with pytest.raises(UnsupportedModelError, match=name):
         SafetensorsWeights(weight_files(tmp_path)).tensor("a")
 
 
@@ -105,3 +109,38 @@ def test_safetensors_weights_name_the_missing_tensor(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelFormatError, match="'b'"):
         SafetensorsWeights(weight_files(tmp_path)).tensor("b")
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="reads what Linux says of a process")
+def test_safetensors_weights_keep_a_file_mapped_only_while_a_tensor_lives(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(5), "b": torch.ones(5)}, path)
+    weights = SafetensorsWeights([path])
+    values = weights.tensor("b")
+    assert str(path) in MAPS.read_text()
+    del values
+    assert str(path) not in MAPS.read_text()
+
+
+def test_safetensors_weights_leave_the_file_alone_when_a_tensor_is_written_to(
+    tmp_path: Path,
+) -> None:
+    save_file({"a": torch.ones(5)}, tmp_path / "model.safetensors")
+    weights = SafetensorsWeights(weight_files(tmp_path))
+    weights.tensor("a").zero_()
+    assert torch.equal(weights.tensor("a"), torch.ones(5))
+
+
+@pytest.mark.parametrize("kept_bytes", [None, 8])
+def test_safetensors_weights_notice_that_a_file_has_gone_or_shrunk(
+    tmp_path: Path, kept_bytes: int | None
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(64)}, path)
+    weights = SafetensorsWeights([path])
+    if kept_bytes is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(ModelFormatError, match="has changed"):
+        weights.tensor("a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,46 +25,71 @@ from evenflow.models.weights.source import WeightSource
 LoadFormat = Literal["auto", "dummy"]
 
 
-def open_weights(
-    files: ModelFiles,
-    *,
-    load_format: LoadFormat = "auto",
-    weight_cache_dir: Path | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> tuple[ModelSpec, WeightSource]:
-    """Describe a model and open its weights; nothing is read into memory yet.
+@dataclass(slots=True, frozen=True)
+class Checkpoint:
+    """A model's files, described; its tensors are read only when asked for.
+
+    Attributes:
+        path: the directory or file.
+        spec: the model's numbers.
+        gguf: the open file, if the model is one.
+    """
+
+    path: Path
+    spec: ModelSpec
+    gguf: GGUFFile | None = None
+
+    def weights(
+        self,
+        *,
+        load_format: LoadFormat = "auto",
+        weight_cache_dir: Path | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> WeightSource:
+        """Open the weights, having brought those of a GGUF file into loaded form.
+
+        Args:
+            load_format: "dummy" makes random weights of the model's shapes instead.
+            weight_cache_dir: where GGUF weights are kept in loaded form; None keeps none.
+            seed: of dummy weights.
+            progress: told the bytes written while weights are brought into loaded form.
+
+        Raises:
+            UnsupportedModelError: a tensor has no place in the architecture.
+            ModelFormatError: a file is damaged, or lacks a tensor.
+            ModelNotFoundError: a file is missing.
+        """
+        if load_format == "dummy":
+            return DummyWeights(self.spec, seed)
+        shapes = tensor_shapes(self.spec)
+        if self.gguf is None:
+            source: WeightSource = SafetensorsWeights(weight_files(self.path))
+            _check(source, shapes, self.path)
+            return source
+        source = GGUFWeights(self.gguf, self.spec)
+        _check(source, shapes, self.path)
+        if weight_cache_dir is None:
+            return source
+        key = f"{self.path.stem}-v{FORMAT_VERSION}-{self.gguf.fingerprint()[:32]}.safetensors"
+        return cached(source, shapes, weight_cache_dir / key, progress)
+
+
+def open_checkpoint(files: ModelFiles) -> Checkpoint:
+    """Describe a model; no weight is read.
 
     Args:
         files: the model, from `resolve`.
-        load_format: "dummy" makes random weights of the model's shapes instead.
-        weight_cache_dir: where GGUF weights are kept in loaded form; None keeps none.
-        seed: of dummy weights.
-        progress: told the bytes written while weights are brought into loaded form.
 
     Raises:
         UnsupportedModelError: evenflow does not have the architecture, or a feature of it.
-        ModelFormatError: a file is damaged, or lacks a tensor.
+        ModelFormatError: a file is damaged.
         ModelNotFoundError: a file is missing.
     """
     if files.kind == "hf":
-        spec = _hf_spec(files.path)
-        if load_format == "dummy":
-            return spec, DummyWeights(spec, seed)
-        source: WeightSource = SafetensorsWeights(weight_files(files.path))
-        _check(source, tensor_shapes(spec), files.path)
-        return spec, source
-    file = GGUFFile(files.path)
-    spec = spec_from_gguf(file)
-    if load_format == "dummy":
-        return spec, DummyWeights(spec, seed)
-    shapes = tensor_shapes(spec)
-    source = GGUFWeights(file, spec)
-    _check(source, shapes, files.path)
-    if weight_cache_dir is not None:
-        key = f"{files.path.stem}-v{FORMAT_VERSION}-{file.fingerprint()[:32]}.safetensors"
-        source = cached(source, shapes, weight_cache_dir / key, progress)
-    return spec, source
+        return Checkpoint(files.path, _hf_spec(files.path))
+    gguf = GGUFFile(files.path)
+    return Checkpoint(files.path, spec_from_gguf(gguf), gguf)
 
 
 def _hf_spec(directory: Path) -> ModelSpec:

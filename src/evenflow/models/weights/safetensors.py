@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,12 @@ from evenflow.core.errors import ModelFormatError, ModelNotFoundError, Unsupport
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 # The text part of a multimodal checkpoint, as different versions of transformers wrote it.
 _PREFIXES = {
@@ -57,25 +63,22 @@ def _shard_names(index: Path) -> list[str]:
     return shards
 
 
-class _Slice(Protocol):
-    def get_shape(self) -> list[int]: ...
+@dataclass(slots=True, frozen=True)
+class _Stored:
+    """Where a tensor lies: `num_bytes` bytes from `offset`, counted from the file's start."""
 
-
-class _TensorFile(Protocol):
-    """What we use of `safe_open`, whose own methods are untyped."""
-
-    def keys(self) -> list[str]: ...
-
-    def get_slice(self, name: str) -> _Slice: ...
-
-    def get_tensor(self, name: str) -> torch.Tensor: ...
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
 
 
 class SafetensorsWeights:
-    """The tensors of some safetensors files, memory-mapped, converted to fp32 one at a time.
+    """The tensors of some safetensors files, memory-mapped and converted to fp32 one at a time.
 
-    A tensor that is fp32 in the file is a private view of the mapping and takes no memory of its
-    own until written to.
+    Each tensor is a mapping of its own, so that its pages go when it goes. One that is fp32 in the
+    file is a private view of its mapping and takes no memory of its own until written to.
 
     Args:
         files: the shards.
@@ -85,46 +88,84 @@ class SafetensorsWeights:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._files: dict[str, tuple[_TensorFile, str]] = {}
+        self._tensors: dict[str, _Stored] = {}
         for path in files:
-            try:
-                file: _TensorFile = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise ModelFormatError(
-                    f"{path} is not a sound safetensors file", why=str(error), fix="fetch it again"
-                ) from error
-            self._files.update({_text_name(name): (file, name) for name in file.keys()})  # noqa: SIM118 - not a dict
+            self._tensors.update(_contents(path))
 
     def names(self) -> frozenset[str]:
         """Return the names of all tensors."""
-        return frozenset(self._files)
+        return frozenset(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one tensor without reading its data."""
-        file, stored_name = self._locate(name)
-        return tuple(file.get_slice(stored_name).get_shape())
+        return self._locate(name).shape
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor as contiguous fp32.
 
         Raises:
-            ModelFormatError: there is no such tensor.
+            ModelFormatError: there is no such tensor, or its file has changed since it was opened.
             UnsupportedModelError: it is stored in a quantised or integer type.
         """
-        file, stored_name = self._locate(name)
-        values = file.get_tensor(stored_name)
-        if values.dtype not in _DTYPES:
+        stored = self._locate(name)
+        if stored.dtype not in _DTYPES:
             raise UnsupportedModelError(
-                f"the tensor {name!r} is stored as {values.dtype}",
+                f"the tensor {name!r} is stored as {stored.dtype}",
                 why="quantised safetensors are not read",
                 fix="use the checkpoint in bf16, fp16 or fp32, or a GGUF file",
             )
-        return values.to(torch.float32).contiguous()
+        try:
+            values = _mapped(stored)
+        except (OSError, ValueError) as error:
+            raise ModelFormatError(
+                f"{stored.path} has changed while it was read", why=str(error), fix="start again"
+            ) from error
+        return values.to(torch.float32)
 
-    def _locate(self, name: str) -> tuple[_TensorFile, str]:
-        if name not in self._files:
+    def _locate(self, name: str) -> _Stored:
+        if name not in self._tensors:
             raise ModelFormatError(f"the checkpoint has no tensor {name!r}")
-        return self._files[name]
+        return self._tensors[name]
+
+
+def _contents(path: Path) -> dict[str, _Stored]:
+    """Return the tensors of one file by name.
+
+    header length u64 | JSON: name -> dtype, shape, range of bytes after the header | data
+    """
+    try:
+        with safe_open(path, framework="np"):
+            pass  # it has checked that the ranges fit the shapes and the file
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
+    except (SafetensorError, OSError) as error:
+        raise ModelFormatError(
+            f"{path} is not a sound safetensors file", why=str(error), fix="fetch it again"
+        ) from error
+    header.pop("__metadata__", None)
+    contents = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        offset = 8 + header_bytes + start
+        contents[_text_name(name)] = _Stored(
+            path, entry["dtype"], tuple(entry["shape"]), offset, end - start
+        )
+    return contents
+
+
+def _mapped(stored: _Stored) -> torch.Tensor:
+    """Map the bytes of one tensor alone, as a tensor of its stored type."""
+    start = stored.offset - stored.offset % mmap.ALLOCATIONGRANULARITY
+    with stored.path.open("rb") as file:
+        mapping = mmap.mmap(
+            file.fileno(),
+            stored.offset + stored.num_bytes - start,
+            access=mmap.ACCESS_COPY,
+            offset=start,
+        )
+    values = torch.frombuffer(mapping, dtype=_DTYPES[stored.dtype], offset=stored.offset - start)
+    return values.view(stored.shape)
 
 
 def _text_name(name: str) -> str:

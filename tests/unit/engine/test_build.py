@@ -1,0 +1,77 @@
+"""What a start checks before it reads any weight, and what it builds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evenflow.config import load_config
+from evenflow.core.errors import ConfigError, KVMemoryError
+from evenflow.engine import build
+from evenflow.engine.build import Runtime, build_runtime
+from support.gguf_files import write_tiny
+from support.small_tokenizers import byte_level_backend
+
+NUM_POSITIONS = 128
+
+
+def start(model: Path, **settings: Any) -> Runtime:
+    cache = model.parent / "cache"
+    return build_runtime(load_config({"model": str(model), "cache": cache, **settings}).config)
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "tiny.gguf", "llama")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Return a model without weights, for --load-format dummy."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    backend = byte_level_backend()
+    backend.save(str(path / "tokenizer.json"))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": backend.get_vocab_size(),
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": NUM_POSITIONS,
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_build_runtime_writes_no_weights_when_kv_memory_is_too_small(gguf: Path) -> None:
+    with pytest.raises(KVMemoryError, match=f"one request of {NUM_POSITIONS} tokens"):
+        start(gguf, kv_cache_memory="1KiB")
+    assert not (gguf.parent / "cache" / "weights").exists()
+
+
+def test_build_runtime_refuses_more_tokens_than_the_model_has_positions(gguf: Path) -> None:
+    with pytest.raises(ConfigError, match=r"129.* has 128 positions.* at most 128"):
+        start(gguf, max_model_len=NUM_POSITIONS + 1)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, NUM_POSITIONS), (100, 100), (128, 128)])
+def test_build_runtime_takes_the_length_asked_for_or_the_models(
+    directory: Path, asked: int | None, expected: int
+) -> None:
+    runtime = start(directory, load_format="dummy", max_model_len=asked, num_blocks_override=8)
+    assert runtime.kv_plan.max_model_len == expected
+
+
+def test_build_runtime_takes_a_number_of_blocks_whatever_memory_is_free(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "free_memory_bytes", lambda: 0)
+    with pytest.raises(KVMemoryError):
+        start(directory, load_format="dummy")
+    runtime = start(directory, load_format="dummy", num_blocks_override=8)
+    assert runtime.kv_plan.num_blocks == 8
