@@ -25,7 +25,7 @@ CORPUS = {
     "tabs": "for (;;) {\n\t\tswitch (a) {\n\t\t\tcase 1:\n\t\t\t\treturn;\n\t\t}\n\t}\r\n",
     "json": '{"a": [1, 2.5e-10, null, true], "b\\n": "\\u00e9"}',
     "html": "<html><body><h1>Hi</h1><table>\n<tr><td> 1 </td></tr></table></body></html>",
-    "shell": "$ ls -la | grep '^d' && echo \"$HOME\" > /tmp/x_1 2>&1  # comment",
+    "shell": "$ ls -la | grep '^d' && echo \"$HOME\" > ./x_1 2>&1  # comment",
     "emoji": "😀😃🎉👍🏽 ok👌",
     "zwj family": "👨\u200d👩\u200d👧\u200d👦 and 👩🏾\u200d💻 and ❤\ufe0f\u200d🔥",
     "flags": "🇩🇪🇫🇷🇯🇵🇺🇸 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",

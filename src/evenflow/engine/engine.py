@@ -142,15 +142,7 @@ class Engine:
             DuplicateRequestError: the id is in use.
         """
         self._check_prompt(prompt_token_ids, params)
-        ids = [RequestId(completion_id(request_id, index)) for index in range(params.n)]
-        unreported = {progress.request.request_id for progress in self._ended}
-        for taken in ids:
-            if taken in self._live or taken in unreported:
-                raise DuplicateRequestError(
-                    f"request id {taken!r} is in use",
-                    param="request_id",
-                    fix="Send every request under an id of its own",
-                )
+        ids = self._unused_ids(request_id, params.n)
         arrival_s = self._clock.now_s()
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -199,6 +191,19 @@ class Engine:
             )
             self._retire(progress)
         return bool(victims)
+
+    def _unused_ids(self, request_id: str, num_completions: int) -> list[RequestId]:
+        """Return the ids of a request's completions, which nobody else may carry."""
+        ids = [RequestId(completion_id(request_id, index)) for index in range(num_completions)]
+        unreported = {progress.request.request_id for progress in self._ended}
+        for taken in ids:
+            if taken in self._live or taken in unreported:
+                raise DuplicateRequestError(
+                    f"request id {taken!r} is in use",
+                    param="request_id",
+                    fix="Send every request under an id of its own",
+                )
+        return ids
 
     def _check_prompt(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         limits = self.limits
