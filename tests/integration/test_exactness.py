@@ -10,6 +10,7 @@ import torch
 
 from evenflow import LLM, SamplingParams
 from evenflow.core.clock import ManualClock
+from evenflow.core.rng import derive_seed
 from evenflow.engine.engine import Engine, ModelLimits
 from evenflow.engine.outputs import CompletionOutput
 from evenflow.memory.kv_cache_manager import KVCacheManager
@@ -181,3 +182,29 @@ def test_tokens_do_not_depend_on_the_number_of_threads(
     finally:
         torch.set_num_threads(threads)
     assert [r.token_ids for r in results.values()] == alone[:8]
+
+
+def test_tokens_of_siblings_equal_lone_runs_when_they_share_a_prompt(
+    smollm2: LLM, prompts: list[list[int]]
+) -> None:
+    """The prompt ends inside a block, so every sibling writes into a block that all share."""
+    prompt = prompts[0][: 2 * BLOCK_SIZE + 5]
+    base: dict[str, Any] = {"temperature": 1.0, "max_tokens": 40, "ignore_eos": True}
+    policy = load_policy("fcfs")
+    engine = make_engine(smollm2, num_blocks=11, budget=40, caching=False, policy=policy)
+    engine.add_request("r", prompt, SamplingParams(n=4, seed=5, **base))
+    siblings = [CompletionOutput(index) for index in range(4)]
+    while engine.has_work:
+        for delta in engine.step():
+            siblings[delta.index].add(delta)
+        poison_unused(smollm2, engine.scheduler.kv)
+    assert engine.scheduler.num_preemptions > 0
+    for index, sibling in enumerate(siblings):
+        lone = make_engine(smollm2, num_blocks=11, budget=512, caching=False, policy=policy)
+        lone.add_request(
+            "r", prompt, SamplingParams(seed=derive_seed(5, index) if index else 5, **base)
+        )
+        result = {"r": CompletionOutput(0)}
+        while lone.has_work:
+            collect(lone, result)
+        assert sibling.token_ids == result["r"].token_ids
