@@ -54,7 +54,8 @@ class Delta:
         prompt_logprobs: of the prompt tokens from the second on, with the first new token, if
             asked for; empty for a completion that shares another one's prompt.
         finish_reason: "stop", "length", "abort" or "error" on the last delta, else None.
-        stop_reason: the stop token id or stop string that ended it.
+        stop_reason: the stop string, or the one of `stop_token_ids`, that ended it; None for the
+            model's own end token.
         metrics: on the last delta.
         error: why it failed, with finish_reason "error".
     """

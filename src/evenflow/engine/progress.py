@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evenflow.core.request import Request
+from evenflow.core.status import RequestStatus
 from evenflow.engine.outputs import Delta, RequestMetrics
 from evenflow.scheduling.plan import TokenLogprobs
 from evenflow.tokenization.detokenizer import IncrementalDetokenizer
@@ -60,7 +61,8 @@ class CompletionProgress:
         request = self.request
         if self._detokenizer is None:
             return
-        hidden = request.stop_reason is not None and not request.sampling.include_stop_str_in_output
+        is_stop = request.status is RequestStatus.FINISHED_STOPPED
+        hidden = is_stop and not request.sampling.include_stop_str_in_output
         self.piece = "" if hidden else self._detokenizer.push(token_id)
         if self._matcher is not None:
             may_stop = request.num_output_tokens >= request.sampling.min_tokens

@@ -108,7 +108,8 @@ class Scheduler:
                 self._first_token(request, now_s)
             tokens.append(token_id)
             if token_id in request.stop_token_ids and self._may_stop(request):
-                request.stop_reason = token_id
+                if token_id in request.sampling.stop_token_ids:
+                    request.stop_reason = token_id
                 self.finish(request, RequestStatus.FINISHED_STOPPED, now_s, "stop token")
             elif len(tokens) >= request.max_num_tokens:
                 self.finish(request, RequestStatus.FINISHED_LENGTH, now_s, "length limit")

@@ -77,7 +77,7 @@ def test_step_shows_withheld_text_once_it_cannot_become_a_stop_string() -> None:
     assert completion.text == "a goal"
     assert [delta.text for delta in deltas] == ["a", " ", "", "", "goa", "l", ""]
     assert completion.finish_reason == "stop"
-    assert completion.stop_reason == tokenizer().eos_token_id
+    assert completion.stop_reason is None
 
 
 def test_step_shows_withheld_text_when_the_length_is_reached() -> None:

@@ -203,7 +203,8 @@ def test_update_stops_at_an_end_token_only_after_min_tokens() -> None:
     engine.add_request("a", prompt(4), SamplingParams(max_tokens=20, min_tokens=3))
     deltas = run(engine)
     assert len(deltas) == 5
-    assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", deltas[-1].token_id)
+    assert (deltas[-1].finish_reason, deltas[-1].token_id) == ("stop", scripted_token("a", 8))
+    assert deltas[-1].stop_reason is None
 
 
 def test_update_goes_on_past_end_tokens_when_told_to_ignore_them() -> None:
