@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from evenflow.core import rng
@@ -34,8 +35,9 @@ def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
     Returns:
         One token id per request.
     """
-    for row, request in enumerate(requests):
-        _adjust(logits[row], request)
+    _penalise(logits, requests)
+    _add_bias(logits, requests)
+    _forbid_early_stops(logits, requests)
     tokens: torch.Tensor = logits.argmax(dim=-1)
     random_rows = [row for row, r in enumerate(requests) if not r.sampling.is_greedy]
     if random_rows:
@@ -44,31 +46,53 @@ def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
     return chosen
 
 
-def _adjust(row: torch.Tensor, request: Request) -> None:
-    """Apply what depends on a request's own history: penalties, bias, min_tokens."""
-    params = request.sampling
-    if params.has_penalties:
-        _penalise(row, request)
-    if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias))
-        row[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype)
-    if request.num_output_tokens < params.min_tokens and request.stop_token_ids:
-        row[list(request.stop_token_ids)] = -torch.inf
+def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> None:
+    """Apply repetition, presence and frequency penalties to all rows that have any."""
+    rows = [row for row, request in enumerate(requests) if request.sampling.has_penalties]
+    if not rows:
+        return
+    seen = [np.unique(requests[row].token_ids) for row in rows]
+    where = _index(rows, seen)
+    repetition = _spread([requests[row].sampling.repetition_penalty for row in rows], seen).float()
+    values = logits[where]
+    logits[where] = torch.where(values > 0, values / repetition, values * repetition)
+
+    outputs = [np.unique(requests[row].output_token_ids, return_counts=True) for row in rows]
+    written = [ids.astype(np.int64) for ids, _ in outputs]
+    counts = torch.from_numpy(np.concatenate([count for _, count in outputs]))
+    frequency = _spread([requests[row].sampling.frequency_penalty for row in rows], written)
+    presence = _spread([requests[row].sampling.presence_penalty for row in rows], written)
+    logits[_index(rows, written)] -= (frequency * counts + presence).to(logits.dtype)
 
 
-def _penalise(row: torch.Tensor, request: Request) -> None:
-    params = request.sampling
-    seen = torch.tensor(sorted(set(request.token_ids)))
-    values = row[seen]
-    row[seen] = torch.where(
-        values > 0, values / params.repetition_penalty, values * params.repetition_penalty
-    )
-    ids, counts = np.unique(
-        np.array(request.token_ids[request.num_prompt_tokens :], dtype=np.int64),
-        return_counts=True,
-    )
-    penalty = params.frequency_penalty * counts + params.presence_penalty
-    row[torch.from_numpy(ids)] -= torch.from_numpy(penalty).to(row.dtype)
+def _add_bias(logits: torch.Tensor, requests: Sequence[Request]) -> None:
+    biases = {row: r.sampling.logit_bias for row, r in enumerate(requests) if r.sampling.logit_bias}
+    if biases:
+        where = _index(list(biases), [np.array(list(bias)) for bias in biases.values()])
+        values = [value for bias in biases.values() for value in bias.values()]
+        logits[where] += torch.tensor(values, dtype=logits.dtype)
+
+
+def _forbid_early_stops(logits: torch.Tensor, requests: Sequence[Request]) -> None:
+    """Rule out what would end a request before its min_tokens."""
+    early = {
+        row: r.stop_token_ids
+        for row, r in enumerate(requests)
+        if r.stop_token_ids and r.num_output_tokens < r.sampling.min_tokens
+    }
+    if early:
+        logits[_index(list(early), [np.array(list(ids)) for ids in early.values()])] = -torch.inf
+
+
+def _index(rows: list[int], ids: list[npt.NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (row, column) of every id of every row, to index the logits once for all."""
+    owners = np.repeat(rows, [len(row_ids) for row_ids in ids])
+    return torch.from_numpy(owners), torch.from_numpy(np.concatenate(ids))
+
+
+def _spread(values: list[float], ids: list[npt.NDArray[np.int64]]) -> torch.Tensor:
+    """Return each row's value once for each of its ids; float64."""
+    return torch.from_numpy(np.repeat(np.array(values), [len(row_ids) for row_ids in ids]))
 
 
 def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
