@@ -5,13 +5,18 @@ everything before it, so a slot's content is the salt and all tokens up to and i
 block that is shared, copied, evicted, stolen or found wrongly has the wrong content somewhere.
 """
 
+from itertools import groupby
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from evenflow.core.errors import PinLimitError
 from evenflow.core.ids import BlockId, RequestId
 from evenflow.core.request import Request
 from evenflow.core.sampling import SamplingParams
+from evenflow.memory.block_map import BlockState
 from evenflow.memory.kv_cache_manager import KVCacheManager
 
 Content = tuple[str, tuple[int, ...]]
@@ -25,6 +30,7 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         enable_prefix_caching=st.sampled_from([True, True, True, False]),
         initial_group_blocks=st.integers(1, 8),
+        max_pinned_blocks=st.integers(0, 4),
     )
     def start(
         self,
@@ -32,6 +38,7 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         block_size: int,
         enable_prefix_caching: bool,
         initial_group_blocks: int,
+        max_pinned_blocks: int,
     ) -> None:
         self.block_size = block_size
         self.kv = KVCacheManager(
@@ -46,6 +53,9 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         self.num_arrivals = 0
         # Tokens for which each holder has asked room, at most.
         self.asked: dict[RequestId, int] = {}
+        # The contents of the blocks that each pin keeps, first to last.
+        self.pins: dict[str, list[Content]] = {}
+        self.max_pinned_blocks = max_pinned_blocks
 
     # ---- The oracle ----------------------------------------------------------------------------
 
@@ -71,26 +81,43 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
             .tolist()
         }
 
+    def pinned_blocks(self) -> set[BlockId]:
+        findable = self.findable()
+        return {findable[content] for contents in self.pins.values() for content in contents}
+
+    def kept_blocks(self) -> set[int]:
+        """The blocks that nobody can obtain."""
+        return self.used_blocks() | self.pinned_blocks()
+
     def findable(self) -> dict[Content, BlockId]:
         """The contents of all cached blocks, read from storage."""
         cached = self.kv._pool._cache._hash_of
         return {self.storage[(b + 1) * self.block_size - 1]: b for b in cached}
 
     def expected_hits(self, request: Request) -> list[BlockId]:
-        findable, hits = self.findable(), []
-        for index in range((request.num_tokens - 1) // self.block_size):
-            block_id = findable.get(self.content(request, (index + 1) * self.block_size - 1))
-            if block_id is None:
+        findable = self.findable()
+        tokens = request.token_ids[:-1]
+        return [findable[content] for content in self.cached(tokens, request.cache_salt)]
+
+    def cached(self, tokens: list[int], salt: str) -> list[Content]:
+        """The contents of the leading full blocks of these tokens, up to the first gap."""
+        findable, contents = self.findable(), []
+        if not self.kv.enable_prefix_caching:
+            return contents
+        for stop in range(self.block_size, len(tokens) + 1, self.block_size):
+            content = salt, tuple(tokens[:stop])
+            if content not in findable:
                 break
-            hits.append(block_id)
-        return hits
+            contents.append(content)
+        return contents
 
     def snapshot(self) -> object:
         tables = {r.request_id: self.kv.table(r.request_id).ids.tolist() for r in self.holders()}
-        return tables, self.kv.stats(), self.kv._pool._allocator.free_extents()
+        pins = {name: list(blocks) for name, blocks in self.kv._pins._blocks.items()}
+        return tables, pins, self.kv.stats(), self.kv._pool._allocator.free_extents()
 
     def can_get(self, num_new_blocks: int) -> bool:
-        return len(self.used_blocks()) + num_new_blocks <= self.kv.num_blocks
+        return len(self.kept_blocks()) + num_new_blocks <= self.kv.num_blocks
 
     # ---- The scheduler -------------------------------------------------------------------------
 
@@ -161,13 +188,13 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
 
     def admit(self, request: Request) -> None:
         request_id, num_blocks = request.request_id, self.num_blocks_for(request.num_tokens)
-        before, used = self.snapshot(), self.used_blocks()
+        before, kept = self.snapshot(), self.kept_blocks()
         if self.kv.holds(request_id):
             num_held = self.kv.table(request_id).num_used_blocks
             num_cached = min(request.num_computed_tokens, request.num_tokens - 1)
         else:
             hits = self.expected_hits(request)
-            num_held = len(used.intersection(hits))
+            num_held = len(kept.intersection(hits))
             num_cached = len(hits) * self.block_size
             assert self.kv.match_prefix(request) == num_cached
         possible = self.can_get(max(0, num_blocks - num_held))
@@ -285,6 +312,47 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         self.kv.reset_prefix_cache()
         assert self.kv.stats().num_evictable == 0
 
+    @precondition(lambda self: self.running or self.waiting)
+    @rule(data=st.data(), name=st.sampled_from("ab"), num_more_tokens=st.integers(0, 2))
+    def pin(self, data: st.DataObject, name: str, num_more_tokens: int) -> None:
+        request = data.draw(st.sampled_from(self.running + self.waiting))
+        tokens, salt = request.token_ids + [0] * num_more_tokens, request.cache_salt
+        contents = self.cached(tokens, salt)
+        after = self.pins | {name: contents}
+        before = self.snapshot()
+        if len({content for kept in after.values() for content in kept}) > self.max_pinned_blocks:
+            with pytest.raises(PinLimitError):
+                self.kv.pin(name, tokens, salt, max_pinned_blocks=self.max_pinned_blocks)
+            assert self.snapshot() == before
+            return
+        num_tokens = self.kv.pin(name, tokens, salt, max_pinned_blocks=self.max_pinned_blocks)
+        assert num_tokens == len(contents) * self.block_size
+        self.pins = after
+
+    @precondition(lambda self: self.pins)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.pins)))
+        del self.pins[name]
+        self.kv.unpin(name)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        """What a failed request holds is found no more, and so are pins from there on."""
+        request = data.draw(st.sampled_from(self.running))
+        findable = self.findable()
+        distrusted = set(self.kv.table(request.request_id).ids.tolist())
+        for name, contents in self.pins.items():
+            sound = [content for content in contents if findable[content] not in distrusted]
+            num_sound = next(
+                (i for i, (a, b) in enumerate(zip(contents, sound, strict=False)) if a != b),
+                len(sound),
+            )
+            self.pins[name] = contents[:num_sound]
+        self.kv.disown(request.request_id)
+        self.drop(request)
+
     # ---- What must always hold -----------------------------------------------------------------
 
     @invariant()
@@ -307,9 +375,10 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
             return
         stats = self.kv.stats()
         parts = stats.num_free, stats.num_used, stats.num_reserved, stats.num_evictable
-        assert sum(parts) == stats.num_blocks
+        assert sum(parts) + stats.num_pinned == stats.num_blocks
         assert stats.num_used == len(self.used_blocks())
-        assert self.kv.num_available_blocks == stats.num_blocks - stats.num_used
+        assert stats.num_pinned == len(self.pinned_blocks() - self.used_blocks())
+        assert self.kv.num_available_blocks == stats.num_blocks - len(self.kept_blocks())
         for request in self.holders():
             table = self.kv.table(request.request_id)
             assert table.num_used_blocks == self.num_blocks_for(self.asked[request.request_id])
@@ -319,8 +388,55 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         if hasattr(self, "kv"):
             for request in self.waiting:
                 if not self.kv.holds(request.request_id):
-                    expected = self.expected_hits(request) if self.kv.enable_prefix_caching else []
+                    expected = self.expected_hits(request)
                     assert self.kv.match_prefix(request) == len(expected) * self.block_size
+
+    @invariant()
+    def what_is_pinned_is_found(self) -> None:
+        if hasattr(self, "kv"):
+            for salt, tokens in [pin[-1] for pin in self.pins.values() if pin]:
+                num_blocks = len(tokens) // self.block_size
+                assert len(self.cached(list(tokens), salt)) == num_blocks
+
+    @invariant()
+    def block_map_says_where_every_block_is(self) -> None:
+        if not hasattr(self, "kv"):
+            return
+        runs = self.kv.block_map()
+        assert runs == self.slow_block_map()
+        count = dict.fromkeys(BlockState, 0)
+        for _, length, state, _ in runs:
+            count[BlockState(state)] += length
+        stats = self.kv.stats()
+        assert count == {
+            BlockState.FREE: stats.num_free,
+            BlockState.USED: stats.num_used,
+            BlockState.RESERVED: stats.num_reserved,
+            BlockState.EVICTABLE: stats.num_evictable,
+            BlockState.PINNED: stats.num_pinned,
+        }
+
+    def slow_block_map(self) -> list[tuple[int, int, int, str | None]]:
+        holders = [(name, table.extents, table) for name, table in self.kv._tables.items()]
+        pinned = self.pinned_blocks()
+
+        def whereabouts(block_id: int) -> tuple[int, str | None, int]:
+            for name, extents, table in holders:
+                ids = table.ids.tolist()
+                if block_id in ids:
+                    group = next(i for i, e in enumerate(extents) if e.contains(block_id))
+                    is_used = ids.index(block_id) < table.num_used_blocks
+                    return BlockState.USED if is_used else BlockState.RESERVED, name, group
+            if block_id in pinned:
+                return BlockState.PINNED, None, 0
+            is_cached = self.kv._pool.is_cached(BlockId(block_id))
+            return BlockState.EVICTABLE if is_cached else BlockState.FREE, None, 0
+
+        runs = []
+        for (state, name, _), blocks in groupby(range(self.kv.num_blocks), key=whereabouts):
+            ids = list(blocks)
+            runs.append((ids[0], len(ids), int(state), name))
+        return runs
 
 
 TestKVCacheManagerMachine = KVCacheManagerMachine.TestCase

@@ -7,6 +7,7 @@ from zlib import crc32
 from evenflow.core.clock import ManualClock
 from evenflow.engine.engine import Engine, ModelLimits
 from evenflow.execution.executor import ScriptedExecutor
+from evenflow.fairness.tenants import TenantDirectory
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.plan import StepPlan, StepResult
 from evenflow.scheduling.policy import load_policy
@@ -44,6 +45,8 @@ def make_engine(
     max_model_len: int = 128,
     enable_prefix_caching: bool = True,
     eos_token_ids: frozenset[int] = frozenset(),
+    directory: TenantDirectory | None = None,
+    clock: ManualClock | None = None,
 ) -> tuple[Engine, RecordingExecutor]:
     kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
     scheduler = Scheduler(
@@ -51,7 +54,8 @@ def make_engine(
         kv,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        directory=directory,
     )
     executor = RecordingExecutor()
     limits = ModelLimits(max_model_len, VOCAB_SIZE, eos_token_ids)
-    return Engine(scheduler, executor, ManualClock(), limits), executor
+    return Engine(scheduler, executor, clock or ManualClock(), limits), executor

@@ -91,5 +91,5 @@ def make_fake_llm(reply: Reply) -> Any:
     return SimpleNamespace(
         engine=make_text_engine(reply),
         tokenizer=tokenizer(),
-        runtime=SimpleNamespace(config=config),
+        runtime=SimpleNamespace(config=config, compile_grammar=lambda params: None),
     )

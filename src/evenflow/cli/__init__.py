@@ -20,6 +20,10 @@ VERBS = {
     "chat": ("evenflow.cli.chat:chat", "Talk to a model in the terminal."),
     "complete": ("evenflow.cli.complete:complete", "Print the completion of one prompt."),
     "run-batch": ("evenflow.cli.run_batch:run_batch", "Answer a file of requests."),
+    "serve": ("evenflow.cli.serve:serve", "Serve a model over HTTP."),
+    "bench": ("evenflow.cli.bench:bench", "Measure a server under load, compare measurements."),
+    "keys": ("evenflow.cli.keys:keys", "Make API keys for a server."),
+    "top": ("evenflow.cli.top:top", "Show what a running server is doing."),
     "config": ("evenflow.cli.config:config", "Show settings and where their values come from."),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from evenflow.cli.logs import configure_logging
+from evenflow.engine.logs import configure_logging
 from evenflow.config import Area, LoggingConfig, Option, load_config, options_of
 
 Command = Callable[..., None]

@@ -20,6 +20,7 @@ from evenflow.config.model import ModelConfig
 from evenflow.config.paths import PathsConfig
 from evenflow.config.root import AREAS, EvenflowConfig
 from evenflow.config.scheduler import SchedulerConfig
+from evenflow.config.server import ServerConfig
 
 __all__ = [
     "AREAS",
@@ -35,6 +36,7 @@ __all__ = [
     "Origin",
     "PathsConfig",
     "SchedulerConfig",
+    "ServerConfig",
     "load_config",
     "options_of",
 ]

@@ -97,7 +97,7 @@ class Option:
     @property
     def kind(self) -> str:
         """The kind of value, as shown after the flag."""
-        kinds = {int: "INTEGER", bool: "BOOLEAN", Path: "PATH"}
+        kinds = {int: "INTEGER", float: "NUMBER", bool: "BOOLEAN", Path: "PATH"}
         return next((kinds[kind] for kind in kinds if kind in self._types), "TEXT")
 
     @property
@@ -107,6 +107,7 @@ class Option:
             return self._words["limits"]
         kinds = {
             "INTEGER": "a whole number",
+            "NUMBER": "a number",
             "TEXT": "text",
             "BOOLEAN": "true or false",
             "PATH": "a path",
@@ -115,6 +116,8 @@ class Option:
         for bound in self._field.metadata:
             if isinstance(bound, annotated_types.Ge):
                 parts.append(f"at least {bound.ge}")
+            if isinstance(bound, annotated_types.Gt):
+                parts.append(f"above {bound.gt}")
             if isinstance(bound, annotated_types.Le):
                 parts.append(f"at most {bound.le}")
             if isinstance(bound, annotated_types.MinLen):

@@ -32,5 +32,9 @@ class ModelConfig(Area):
     chat_template: Path | None = None
     """Jinja file that replaces the model's chat template; none means the model's own."""
 
+    embedding_model: str | None = Field(default=None, min_length=1)
+    """Short name, path of a folder, or Hugging Face id of a sentence model for embeddings; none
+    means the mean of the language model's last hidden state."""
+
     offline: bool = False
     """Never use the network; only models that are already on this machine can be served."""

@@ -11,6 +11,7 @@ from evenflow.config.logging import LoggingConfig
 from evenflow.config.model import ModelConfig
 from evenflow.config.paths import PathsConfig
 from evenflow.config.scheduler import SchedulerConfig
+from evenflow.config.server import ServerConfig
 
 AREAS: tuple[type[Area], ...] = (
     ModelConfig,
@@ -18,6 +19,7 @@ AREAS: tuple[type[Area], ...] = (
     SchedulerConfig,
     ExecutionConfig,
     PathsConfig,
+    ServerConfig,
     LoggingConfig,
 )
 
@@ -32,4 +34,5 @@ class EvenflowConfig(BaseModel):
     scheduler: SchedulerConfig = SchedulerConfig()
     execution: ExecutionConfig = ExecutionConfig()
     paths: PathsConfig = Field(default_factory=PathsConfig)
+    server: ServerConfig = ServerConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -26,6 +26,30 @@ class SchedulerConfig(Area):
     """Most tokens in one step; must exceed --max-num-seqs. Larger steps finish prompts sooner,
     smaller ones delay running requests less."""
 
+    max_num_queued_reqs: int = Field(default=1024, ge=1)
+    """Most requests that a server lets wait for their first step; it refuses further ones with
+    status 429. The default lets a thousand clients connect at once."""
+
+    max_num_queued_tokens: int | None = Field(default=None, ge=1)
+    """Most prompt tokens of waiting requests; bounds the wait, and the memory they take, better
+    than their number does."""
+
+    tenant_max_running: int | None = Field(default=None, ge=1)
+    """Most completions of one tenant that run at once, unless the keys file says otherwise."""
+
+    tenant_max_queued_requests: int | None = Field(default=None, ge=1)
+    """Most waiting requests of one tenant, unless the keys file says otherwise."""
+
+    tenant_max_queued_tokens: int | None = Field(default=None, ge=1)
+    """Most prompt tokens of one tenant's waiting requests, unless the keys file says otherwise."""
+
+    tenant_tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Most prompt and output tokens of one tenant in a minute, unless the keys file says
+    otherwise."""
+
+    max_num_strangers: int = Field(default=128, ge=0)
+    """Tenants told apart beyond those in the keys file; further names share the tenant `other`."""
+
     @model_validator(mode="after")
     def _leave_room_for_prefill(self) -> Self:
         if self.max_num_batched_tokens <= self.max_num_seqs:

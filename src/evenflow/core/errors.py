@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class EvenflowError(Exception):
     """Base of every error evenflow raises on purpose.
@@ -14,7 +12,7 @@ class EvenflowError(Exception):
         fix: the flag to change, the number to use, the command to run.
     """
 
-    code: ClassVar[str] = "internal_error"
+    code: str = "internal_error"
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         self.what = what
@@ -82,6 +80,77 @@ class DuplicateRequestError(InvalidRequestError):
     """A request id is already in use."""
 
     code = "duplicate_request_id"
+
+
+class RejectedError(EvenflowError):
+    """A request is sound but comes at a bad time; the same request may be accepted later.
+
+    Args:
+        what: what happened, in one clause.
+        retry_after_s: how long the caller should wait before it tries again.
+        why: the cause, with its numbers.
+        fix: what to do instead.
+    """
+
+    code = "rejected"
+
+    def __init__(self, what: str, *, retry_after_s: float, why: str = "", fix: str = "") -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFullError(RejectedError):
+    """As many requests or tokens wait as may."""
+
+    code = "queue_full"
+
+
+class RateLimitError(RejectedError):
+    """A tenant has used its tokens of this minute."""
+
+    code = "rate_limit_exceeded"
+
+
+class DrainingError(RejectedError):
+    """The server is about to stop and takes no new requests."""
+
+    code = "draining"
+
+
+class EngineFailedError(EvenflowError):
+    """The engine process could not start, or is gone."""
+
+    code = "engine_failed"
+
+
+class DeadlineError(EvenflowError):
+    """A request's time was up before it was done."""
+
+    code = "deadline_exceeded"
+
+
+class PinLimitError(InvalidRequestError):
+    """More KV memory is to be pinned than can be spared."""
+
+    code = "pin_limit_exceeded"
+
+
+class SessionNotFoundError(InvalidRequestError):
+    """The tenant has no such session."""
+
+    code = "session_not_found"
+
+
+class DuplicateSessionError(InvalidRequestError):
+    """The tenant has an open session of this id."""
+
+    code = "duplicate_session_id"
+
+
+class SessionLimitError(InvalidRequestError):
+    """As many sessions are open as can be remembered."""
+
+    code = "session_limit_exceeded"
 
 
 class GenerationError(EvenflowError):

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+NUM_DETAILED_EVENTS = 32
+"""From this many events on, a request's prefill chunks are merged and its changes of reason while
+it waits are not recorded, so that the list stays short whatever its length and its luck."""
+
 
 class EventKind(Enum):
     """A turning point in a request's life."""
@@ -12,10 +16,22 @@ class EventKind(Enum):
     QUEUED = "queued"
     HELD = "held"
     SCHEDULED = "scheduled"
+    PREFILL_CHUNK = "prefill_chunk"
     FIRST_TOKEN = "first_token"
     PREEMPTED = "preempted"
     RESUMED = "resumed"
+    RECOMPUTED = "recomputed"
     FINISHED = "finished"
+
+
+class WaitReason(Enum):
+    """What a waiting request lacks."""
+
+    SEATS = "seats"
+    TOKENS = "tokens"
+    MEMORY = "memory"
+    TENANT_LIMIT = "tenant_limit"
+    SIBLING = "sibling"
 
 
 @dataclass(slots=True, frozen=True)
@@ -26,8 +42,16 @@ class RequestEvent:
         kind: what happened.
         at_s: when, in the engine clock's seconds.
         cause: why, in words for the user, with numbers.
+        reason: of a wait: what was lacking; for QUEUED, what the queue lacked the longest, known
+            once the request has left it.
+        num_tokens: SCHEDULED, RESUMED: tokens that had KV already. PREFILL_CHUNK, FIRST_TOKEN,
+            RECOMPUTED: tokens that were computed. PREEMPTED, FINISHED: tokens that had KV.
+        num_steps: PREFILL_CHUNK: steps that computed them.
     """
 
     kind: EventKind
     at_s: float
     cause: str
+    reason: WaitReason | None = None
+    num_tokens: int = 0
+    num_steps: int = 0

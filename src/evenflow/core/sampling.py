@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evenflow.core.errors import InvalidRequestError
+from evenflow.core.structured import StructuredOutput
 
 MAX_LOGPROBS = 20
 
@@ -36,6 +37,9 @@ class SamplingParams:
             sampled token's only; None gives none.
         prompt_logprobs: the same for each prompt token.
         skip_special_tokens: leave special tokens out of the text.
+        structured: the form that the text must have. That form alone then decides where the text
+            may end: stop, stop_token_ids, min_tokens and ignore_eos have no effect, and the
+            request ends as soon as nothing may follow. Only max_tokens can cut the text off.
     """
 
     n: int = 1
@@ -57,6 +61,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -74,6 +79,12 @@ class SamplingParams:
         self._check_counts()
         self._check_ranges()
         self._check_logit_bias()
+        if not isinstance(self.structured, StructuredOutput | None):
+            raise InvalidRequestError(
+                "structured must be a StructuredOutput",
+                param="structured",
+                why=f"it is {self.structured!r}",
+            )
 
     def _check_switches(self) -> None:
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):

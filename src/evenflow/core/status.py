@@ -2,11 +2,11 @@
 
 WAITING ──▶ RUNNING ──▶ FINISHED_STOPPED | FINISHED_LENGTH
    ▲  │        │  │
-   │  │        │  └──▶ FINISHED_ABORTED | FINISHED_ERROR
+   │  │        │  └──▶ FINISHED_ABORTED | FINISHED_ERROR | FINISHED_EXPIRED
    │  │        ▼
    │  │    PREEMPTED ──▶ RUNNING
    │  │        │
-   │  └────────┴─────▶ FINISHED_ABORTED | FINISHED_ERROR
+   │  └────────┴─────▶ FINISHED_ABORTED | FINISHED_ERROR | FINISHED_EXPIRED
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class RequestStatus(IntEnum):
     FINISHED_LENGTH = 11
     FINISHED_ABORTED = 12
     FINISHED_ERROR = 13
+    FINISHED_EXPIRED = 14
 
     @property
     def is_finished(self) -> bool:
@@ -32,7 +33,7 @@ class RequestStatus(IntEnum):
 
     @property
     def finish_reason(self) -> str | None:
-        """OpenAI's word for the ending, or None while the request lives."""
+        """The word for the ending, OpenAI's where it has one; None while the request lives."""
         return _FINISH_REASONS.get(self)
 
 
@@ -41,10 +42,17 @@ _FINISH_REASONS = {
     RequestStatus.FINISHED_LENGTH: "length",
     RequestStatus.FINISHED_ABORTED: "abort",
     RequestStatus.FINISHED_ERROR: "error",
+    RequestStatus.FINISHED_EXPIRED: "timeout",
 }
 
 _ENDS = frozenset(_FINISH_REASONS)
-_FORCED_ENDS = frozenset({RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_ERROR})
+_FORCED_ENDS = frozenset(
+    {
+        RequestStatus.FINISHED_ABORTED,
+        RequestStatus.FINISHED_ERROR,
+        RequestStatus.FINISHED_EXPIRED,
+    }
+)
 
 TRANSITIONS: dict[RequestStatus, frozenset[RequestStatus]] = {
     RequestStatus.WAITING: frozenset({RequestStatus.RUNNING}) | _FORCED_ENDS,

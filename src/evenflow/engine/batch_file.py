@@ -16,13 +16,9 @@ from typing import IO, Any
 
 from evenflow.core.errors import GenerationError, InvalidRequestError
 from evenflow.engine.llm import LLM
-from evenflow.engine.openai_format import (
-    ParsedRequest,
-    error_body,
-    parse_request,
-    response_body,
-)
+from evenflow.engine.openai import ParsedRequest, error_body, parse_request, response_body
 from evenflow.engine.outputs import CompletionOutput, RequestOutput
+from evenflow.tokenization.tool_calls import ToolCalling
 
 _ID_PREFIX = "batch_req_"
 _LINE_START = b'{"id": "' + _ID_PREFIX.encode()
@@ -35,7 +31,11 @@ class _Running:
     line_number: int
     custom_id: str | None
     parsed: ParsedRequest
-    output: RequestOutput
+    outputs: list[RequestOutput]
+
+    @property
+    def finished(self) -> bool:
+        return all(output.finished for output in self.outputs)
 
 
 class BatchRun:
@@ -82,7 +82,8 @@ class BatchRun:
 
     def answer(self, llm: LLM) -> Iterator[int]:
         """Answer what is missing; yield the number of each input line once it is on disk."""
-        running: dict[str, _Running] = {}
+        running: dict[str, tuple[_Running, RequestOutput]] = {}
+        self._calling = ToolCalling(llm.tokenizer)
         lines = ((n, text) for n, text in self._read_input() if n not in self._done)
         # Enough waiting requests to fill the next steps, and no more: the file may be huge.
         most_running = 2 * llm.runtime.config.scheduler.max_num_seqs
@@ -97,16 +98,21 @@ class BatchRun:
                     elif (failed := self._start(llm, *line, running)) is not None:
                         yield self._write(sink, line[0], failed)
                 for delta in llm.engine.step():
-                    job = running.get(delta.request_id)
-                    if job is None:
+                    if delta.request_id not in running:
                         continue
-                    job.output.add(delta)
-                    if job.output.finished:
+                    job, output = running[delta.request_id]
+                    output.add(delta)
+                    if output.finished:
                         del running[delta.request_id]
+                    if job.finished:
                         yield self._write(sink, job.line_number, self._answered(llm, job))
 
     def _start(
-        self, llm: LLM, line_number: int, text: str, running: dict[str, _Running]
+        self,
+        llm: LLM,
+        line_number: int,
+        text: str,
+        running: dict[str, tuple[_Running, RequestOutput]],
     ) -> dict[str, Any] | None:
         """Queue one line; return its output line at once if it cannot be."""
         request_id = f"{_ID_PREFIX}{line_number}"
@@ -114,21 +120,27 @@ class BatchRun:
         try:
             entry = _parse_line(text)
             _check_envelope(entry, text)
-            parsed = parse_request(entry.get("url", ""), entry.get("body"), llm.tokenizer)
-            llm.engine.add_request(
-                request_id, parsed.prompt_token_ids, parsed.params, priority=parsed.priority
+            parsed = parse_request(
+                entry.get("url", ""), entry.get("body"), llm.tokenizer, self._calling
             )
+            if parsed.stream:
+                raise InvalidRequestError("a batch cannot be streamed", param="stream")
+            outputs = _queue(llm, request_id, parsed)
         except InvalidRequestError as error:
             return _line(
                 line_number, custom_id, 400, {"error": error_body(error)}, error_body(error)
             )
-        completions = [CompletionOutput(index) for index in range(parsed.params.n)]
-        output = RequestOutput(request_id, parsed.prompt, parsed.prompt_token_ids, completions)
-        running[request_id] = _Running(line_number, custom_id, parsed, output)
+        job = _Running(line_number, custom_id, parsed, outputs)
+        running |= {output.request_id: (job, output) for output in outputs}
         return None
 
     def _answered(self, llm: LLM, job: _Running) -> dict[str, Any]:
-        errors = [completion.error for completion in job.output.outputs if completion.error]
+        errors = [
+            completion.error
+            for output in job.outputs
+            for completion in output.outputs
+            if completion.error
+        ]
         if errors:
             error = {
                 "message": errors[0],
@@ -139,7 +151,8 @@ class BatchRun:
             return _line(job.line_number, job.custom_id, 500, {"error": error}, error)
         body = response_body(
             job.parsed,
-            job.output,
+            job.outputs,
+            request_id=f"{_ID_PREFIX}{job.line_number}",
             model=llm.runtime.config.model.model,
             created=int(self._unix_time()),
             tokenizer=llm.tokenizer,
@@ -198,6 +211,30 @@ class BatchRun:
             param="output_file",
             fix="Name another output file",
         )
+
+
+def _queue(llm: LLM, request_id: str, parsed: ParsedRequest) -> list[RequestOutput]:
+    """Queue every prompt of a request, or none of them."""
+    outputs: list[RequestOutput] = []
+    grammar = llm.runtime.compile_grammar(parsed.params)
+    try:
+        for position, prompt in enumerate(parsed.prompts):
+            own_id = f"{request_id}.{position}" if position else request_id
+            llm.engine.add_request(
+                own_id,
+                prompt.token_ids,
+                parsed.params,
+                grammar=grammar,
+                priority=parsed.priority,
+                cache_salt=parsed.cache_salt,
+            )
+            completions = [CompletionOutput(index) for index in range(parsed.params.n)]
+            outputs.append(RequestOutput(own_id, prompt.text, prompt.token_ids, completions))
+    except InvalidRequestError:
+        for output in outputs:
+            llm.engine.abort(output.request_id)
+        raise
+    return outputs
 
 
 def _is_torn(line: bytes) -> bool:

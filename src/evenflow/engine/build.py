@@ -12,18 +12,25 @@ import torch
 from evenflow.config import EvenflowConfig
 from evenflow.core.clock import Clock, MonotonicClock
 from evenflow.core.errors import ConfigError
+from evenflow.core.pooling import PoolingParams
+from evenflow.core.sampling import SamplingParams
+from evenflow.core.structured import TokenGrammar
 from evenflow.engine.engine import Engine, ModelLimits
 from evenflow.engine.free_memory import free_memory_bytes
 from evenflow.execution.attention import Attention
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_ops import CpuOps
 from evenflow.execution.kernels.reference import ReferenceAttention
+from evenflow.execution.ops import Ops
+from evenflow.execution.structured import GrammarCompiler
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.model_runner import ModelRunner
+from evenflow.fairness.tenants import TenantDirectory, TenantLimits
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.memory.sizing import KVPlan, plan_kv_memory
 from evenflow.models.progress import Progress
 from evenflow.models.registry import build_model
+from evenflow.models.sentence import SentenceEncoder
 from evenflow.models.sources import resolve
 from evenflow.models.spec import ModelSpec
 from evenflow.models.weights.open import open_checkpoint
@@ -31,6 +38,7 @@ from evenflow.models.weights.shapes import tensor_shapes
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.tokenization.loading import load_tokenizer
+from evenflow.tokenization.sentence_tokenizer import SentenceTokenizer, load_sentence_tokenizer
 from evenflow.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -46,16 +54,35 @@ class Runtime:
     Attributes:
         engine: ready to take requests.
         tokenizer: the model's.
+        grammars: turns `SamplingParams.structured` into grammars over its tokens.
         spec: the model's shape.
         kv_plan: how much KV memory there is, and what fits in it.
         config: the settings in force.
+        sentence: the sentence model for embeddings, if one is configured.
+        sentence_tokenizer: its tokeniser.
     """
 
     engine: Engine
     tokenizer: Tokenizer
+    grammars: GrammarCompiler
     spec: ModelSpec
     kv_plan: KVPlan
     config: EvenflowConfig
+    sentence: SentenceEncoder | None = None
+    sentence_tokenizer: SentenceTokenizer | None = None
+
+    def compile_grammar(self, params: SamplingParams | PoolingParams) -> TokenGrammar | None:
+        """Return the grammar that `Engine.add_request` needs for `params`, if they ask for one.
+
+        May be called from any thread. Takes about a millisecond, the first time in a process
+        up to a second, and for a hostile specification a second or two.
+
+        Raises:
+            InvalidRequestError: the specification is wrong, too complex or satisfied by nothing.
+        """
+        if isinstance(params, PoolingParams) or params.structured is None:
+            return None
+        return self.grammars.compile(params.structured)
 
 
 def build_runtime(
@@ -63,8 +90,9 @@ def build_runtime(
 ) -> Runtime:
     """Find the model, size the KV memory, load the model, and build the engine.
 
-    The KV memory is sized before any weight is read or brought into loaded form, so that a start
-    that cannot work fails at once and with the number that would.
+    The KV memory is sized before any weight of the language model is read or brought into loaded
+    form, so that a start that cannot work fails at once and with the number that would. A sentence
+    model is small and comes first, so that the memory it takes counts as taken.
 
     Args:
         config: the settings.
@@ -86,6 +114,8 @@ def build_runtime(
         weights=config.model.load_format != "dummy",
         progress=progress,
     )
+    ops = CpuOps()
+    sentence, sentence_tokenizer = _load_sentence_model(config, ops, progress)
     checkpoint = open_checkpoint(files)
     spec = checkpoint.spec
     kv_plan = _plan_kv(config, spec)
@@ -98,7 +128,7 @@ def build_runtime(
         progress=progress,
     )
     del checkpoint  # the pages of a GGUF file stay resident as long as it is open
-    model = build_model(spec, weights, CpuOps())
+    model = build_model(spec, weights, ops)
     store = KVStore(
         kv_plan.num_blocks,
         spec.num_layers,
@@ -116,15 +146,35 @@ def build_runtime(
         build_scheduler(config, kv_plan.num_blocks),
         ModelRunner(model, attention, store),
         clock or MonotonicClock(),
-        ModelLimits(kv_plan.max_model_len, spec.vocab_size, frozenset(spec.eos_token_ids)),
+        ModelLimits(
+            kv_plan.max_model_len,
+            spec.vocab_size,
+            frozenset(spec.eos_token_ids),
+            spec.hidden_size,
+        ),
         detokenizer=partial(tokenizer.stream, after_text=True),
         salt_per_tenant=config.cache.prefix_salt_per_tenant,
     )
-    return Runtime(engine, tokenizer, spec, kv_plan, config)
+    grammars = GrammarCompiler(
+        tokenizer.token_bytes,
+        num_tokens=tokenizer.vocab_size,
+        vocab_size=spec.vocab_size,
+        special_ids=tokenizer.special_ids,
+        end_ids=frozenset(spec.eos_token_ids),
+    )
+    return Runtime(engine, tokenizer, grammars, spec, kv_plan, config, sentence, sentence_tokenizer)
 
 
-def build_scheduler(config: EvenflowConfig, num_blocks: int) -> Scheduler:
-    """Build the deciding half of an engine over `num_blocks` KV blocks."""
+def build_scheduler(
+    config: EvenflowConfig, num_blocks: int, directory: TenantDirectory | None = None
+) -> Scheduler:
+    """Build the deciding half of an engine over `num_blocks` KV blocks.
+
+    Args:
+        config: the settings.
+        num_blocks: KV blocks.
+        directory: the tenants; without it all have the limits that the settings say.
+    """
     kv = KVCacheManager(
         num_blocks,
         config.cache.block_size,
@@ -136,7 +186,21 @@ def build_scheduler(config: EvenflowConfig, num_blocks: int) -> Scheduler:
         kv,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        directory=directory or TenantDirectory((), TenantLimits.from_config(config.scheduler)),
     )
+
+
+def _load_sentence_model(
+    config: EvenflowConfig, ops: Ops, progress: Progress | None
+) -> tuple[SentenceEncoder, SentenceTokenizer] | tuple[None, None]:
+    """Load the sentence model that the configuration names, if it names one."""
+    name = config.model.embedding_model
+    if name is None:
+        return None, None
+    files = resolve(
+        name, cache_dir=config.paths.cache, offline=config.model.offline, progress=progress
+    )
+    return SentenceEncoder.load(files, ops), load_sentence_tokenizer(files.path)
 
 
 def _plan_kv(config: EvenflowConfig, spec: ModelSpec) -> KVPlan:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from evenflow.core.clock import Clock
 from evenflow.core.errors import (
@@ -12,14 +13,18 @@ from evenflow.core.errors import (
     InvalidRequestError,
 )
 from evenflow.core.ids import DEFAULT_TENANT, RequestId, TenantId
+from evenflow.core.pooling import PoolingParams
 from evenflow.core.request import Request
 from evenflow.core.rng import derive_seed
 from evenflow.core.sampling import SamplingParams
+from evenflow.core.slo import Slo
 from evenflow.core.status import RequestStatus
+from evenflow.core.structured import TokenGrammar
+from evenflow.engine.explain import Explanation, explain
 from evenflow.engine.outputs import Delta
 from evenflow.engine.progress import CompletionProgress
 from evenflow.execution.executor import Executor
-from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult
+from evenflow.scheduling.plan import NO_TOKEN, NO_WORK, StepPlan, StepResult
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.tokenization.detokenizer import IncrementalDetokenizer
 
@@ -34,6 +39,8 @@ class StepTimes:
         update_s: advancing requests and memory, detokenising, looking for stop strings.
         emit_s: building what callers get.
         num_steps: steps that computed something.
+        num_tokens: tokens they computed.
+        num_requests: the sum over steps of the requests they computed tokens for.
     """
 
     schedule_s: float = 0.0
@@ -41,6 +48,8 @@ class StepTimes:
     update_s: float = 0.0
     emit_s: float = 0.0
     num_steps: int = 0
+    num_tokens: int = 0
+    num_requests: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,11 +60,13 @@ class ModelLimits:
         max_model_len: most tokens of prompt and output together.
         vocab_size: token ids are below this.
         eos_token_ids: tokens that end a generation unless `ignore_eos`.
+        hidden_size: entries of an embedding; None for a model without numbers.
     """
 
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int] = field(default_factory=frozenset)
+    hidden_size: int | None = None
 
 
 class Engine:
@@ -69,6 +80,10 @@ class Engine:
         detokenizer: called with `skip_special_tokens`, returns a fresh detokeniser; None for an
             engine that deals in tokens only.
         salt_per_tenant: keep the prefix caches of tenants apart.
+
+    Attributes:
+        is_paused: steps plan nothing; requests stay where they are, with their memory.
+        started: completions that ran for the first time in the last step.
     """
 
     def __init__(
@@ -84,6 +99,8 @@ class Engine:
         self.scheduler = scheduler
         self.limits = limits
         self.times = StepTimes()
+        self.is_paused = False
+        self.started: list[RequestId] = []
         self._executor = executor
         self._clock = clock
         self._detokenizer = detokenizer
@@ -91,57 +108,80 @@ class Engine:
         self._live: dict[RequestId, CompletionProgress] = {}
         self._ended: list[CompletionProgress] = []
         self._num_added = 0
+        self._next_deadline_s = math.inf  # none is earlier; its request may have ended already
 
     @property
     def has_work(self) -> bool:
         """Whether a call of `step` has something to do or to report."""
         return self.scheduler.has_work or bool(self._ended)
 
+    @property
+    def live_requests(self) -> Iterable[Request]:
+        """Completions that have not ended."""
+        return self.scheduler.requests.values()
+
     def step(self) -> list[Delta]:
         """Run one step and return what it added to each completion."""
         clock = self._clock.now_s
         started_s = clock()
-        plan = self.scheduler.schedule(started_s)
+        self.expire(started_s)
+        plan = NO_WORK if self.is_paused else self.scheduler.schedule(started_s)
         scheduled_s = clock()
         result = self._executor.execute(plan) if plan.requests else StepResult([])
         executed_s = clock()
         sampled = self._update(plan, result, executed_s)
         updated_s = clock()
-        deltas = self._emit(sampled, result, executed_s)
+        deltas = self._emit(sampled, result)
+        self.started = plan.started
         times = self.times
         times.schedule_s += scheduled_s - started_s
         times.execute_s += executed_s - scheduled_s
         times.update_s += updated_s - executed_s
         times.emit_s += clock() - updated_s
         times.num_steps += bool(plan.requests)
+        times.num_tokens += plan.num_tokens
+        times.num_requests += len(plan.requests)
         return deltas
 
     def add_request(
         self,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
+        grammar: TokenGrammar | None = None,
         priority: int = 0,
         tenant_id: TenantId = DEFAULT_TENANT,
         cache_salt: str = "",
+        slo: Slo | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         """Queue a request. Completions 2..n share the KV of the first one's prompt.
 
         Args:
             request_id: unique among live requests.
             prompt_token_ids: at least one token.
-            params: how to sample.
+            params: how to sample; or `PoolingParams` for an embedding of the prompt, which comes
+                with the one delta that ends the request.
+            grammar: at its beginning, what `params.structured` was compiled to. It is not changed.
             priority: lower is earlier, under the priority policy.
             tenant_id: whom the request is for.
             cache_salt: requests with different salts never share cached blocks.
+            slo: what its latencies are measured against.
+            deadline_s: when to end it, done or not, on the engine's clock.
 
         Raises:
             InvalidRequestError: a value is out of range, with its name.
             ContextLengthError: the prompt can never fit, with the numbers.
             DuplicateRequestError: the id is in use.
         """
-        self._check_prompt(prompt_token_ids, params)
+        pooling: PoolingParams | None = None
+        if isinstance(params, PoolingParams):
+            pooling, params = params, SamplingParams()
+        self._check_prompt(prompt_token_ids, params, pooling)
+        if deadline_s is not None:
+            self._note_deadline(deadline_s)
+        params = _under_grammar(params, grammar)
         ids = self._unused_ids(request_id, params.n)
         arrival_s = self._clock.now_s()
         stop_ids = frozenset(params.stop_token_ids)
@@ -150,7 +190,9 @@ class Engine:
         if self._salt_per_tenant:
             cache_salt = f"{tenant_id}\x1f{cache_salt}"
         length_limit = self.limits.max_model_len
-        if params.max_tokens is not None:
+        if pooling is not None:
+            length_limit = len(prompt_token_ids)
+        elif params.max_tokens is not None:
             length_limit = min(length_limit, len(prompt_token_ids) + params.max_tokens)
         for index, own_id in enumerate(ids):
             request = Request(
@@ -165,6 +207,10 @@ class Engine:
                 parent_id=ids[0] if index else None,
                 cache_salt=cache_salt,
                 stop_token_ids=stop_ids,
+                pooling=pooling,
+                slo=slo,
+                deadline_s=deadline_s,
+                grammar=grammar.fork() if grammar is not None else None,
             )
             if index and params.seed is not None:
                 request.seed = derive_seed(params.seed, index)
@@ -177,8 +223,12 @@ class Engine:
                 request_id, index, request, detokenizer
             )
 
-    def abort(self, request_id: str) -> bool:
+    def abort(self, request_id: str, cause: str = "aborted by the caller") -> bool:
         """End a request and all its completions, and free what they hold at once.
+
+        Args:
+            request_id: as it was added.
+            cause: why, in words for whoever asks later.
 
         Returns:
             Whether there was anything to end. The next step reports it.
@@ -187,10 +237,51 @@ class Engine:
         victims = [p for p in self._live.values() if p.user_id == request_id]
         for progress in victims:
             self.scheduler.finish(
-                progress.request, RequestStatus.FINISHED_ABORTED, now_s, "aborted by the caller"
+                progress.request, RequestStatus.FINISHED_ABORTED, now_s, cause
             )
             self._retire(progress)
         return bool(victims)
+
+    def expire(self, now_s: float) -> None:
+        """End the requests whose deadline has passed. The next step reports them.
+
+        A step begins with this; a host that takes no steps calls it.
+        """
+        if now_s < self._next_deadline_s:
+            return
+        for progress in tuple(self._live.values()):
+            request = progress.request
+            if request.deadline_s is not None and request.deadline_s <= now_s:
+                cause = (
+                    f"its {request.deadline_s - request.arrival_s:.3f} s were over after "
+                    f"{request.num_output_tokens} output tokens"
+                )
+                self.scheduler.finish(request, RequestStatus.FINISHED_EXPIRED, now_s, cause)
+                self._retire(progress)
+        deadlines = (progress.request.deadline_s for progress in self._live.values())
+        self._next_deadline_s = min((at for at in deadlines if at is not None), default=math.inf)
+
+    def explain(self, request_id: str) -> Explanation | None:
+        """Say where the time of a live completion has gone; None if there is none of this id."""
+        request = self.scheduler.requests.get(RequestId(request_id))
+        if request is None:
+            return None
+        now_s = self._clock.now_s()
+        return explain(
+            self.scheduler.timeline(request, now_s),
+            request_id=request_id,
+            tenant_id=request.tenant_id,
+            status=request.status.name.lower(),
+            arrival_s=request.arrival_s,
+            now_s=now_s,
+        )
+
+    def _note_deadline(self, deadline_s: float) -> None:
+        if not math.isfinite(deadline_s):
+            raise InvalidRequestError(
+                "deadline_s must be a time", param="deadline_s", why=f"it is {deadline_s!r}"
+            )
+        self._next_deadline_s = min(self._next_deadline_s, deadline_s)
 
     def _unused_ids(self, request_id: str, num_completions: int) -> list[RequestId]:
         """Return the ids of a request's completions, which nobody else may carry."""
@@ -205,13 +296,21 @@ class Engine:
                 )
         return ids
 
-    def _check_prompt(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+    def _check_prompt(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        pooling: PoolingParams | None,
+    ) -> None:
         limits = self.limits
+        if pooling is not None and limits.hidden_size is not None:
+            pooling.check_fits(limits.hidden_size)
         if not prompt_token_ids:
             raise InvalidRequestError(
                 "the prompt is empty", param="prompt", fix="Send at least one token"
             )
-        if len(prompt_token_ids) >= limits.max_model_len:
+        num_to_come = 1 if pooling is None else 0
+        if len(prompt_token_ids) + num_to_come > limits.max_model_len:
             raise ContextLengthError(
                 f"the prompt has {len(prompt_token_ids)} tokens",
                 param="prompt",
@@ -245,7 +344,13 @@ class Engine:
             request = plan.requests[index]
             self.scheduler.finish(request, RequestStatus.FINISHED_ERROR, now_s, reason)
             self._retire(self._live[request.request_id])
+        for index, hidden_sum in result.hidden_sums.items():
+            plan.requests[index].hidden_sum = hidden_sum
         self.scheduler.update(plan, result.token_ids, now_s)
+        for index in result.hidden_sums:
+            request = plan.requests[index]
+            if request.is_finished:
+                self._retire(self._live[request.request_id])
         self._read_prompt_logprobs(plan, result)
         live = self._live
         sampled = []
@@ -259,18 +364,24 @@ class Engine:
                     progress.request, RequestStatus.FINISHED_STOPPED, now_s, "stop string"
                 )
             sampled.append((progress, index))
+        for index in result.completed:
+            request = plan.requests[index]
+            if not request.is_finished:
+                self.scheduler.finish(
+                    request, RequestStatus.FINISHED_STOPPED, now_s, "its grammar is complete"
+                )
         return sampled
 
     def _emit(
-        self, sampled: list[tuple[CompletionProgress, int]], result: StepResult, now_s: float
+        self, sampled: list[tuple[CompletionProgress, int]], result: StepResult
     ) -> list[Delta]:
         """Build what callers get; forget who has ended."""
-        deltas = [progress.delta(None, None, now_s) for progress in self._ended]
+        deltas = [progress.delta(None, None) for progress in self._ended]
         self._ended.clear()
         token_ids = result.token_ids
         logprobs = result.logprobs
         for progress, index in sampled:
-            deltas.append(progress.delta(token_ids[index], logprobs.get(index), now_s))
+            deltas.append(progress.delta(token_ids[index], logprobs.get(index)))
             if progress.request.is_finished:
                 del self._live[progress.request.request_id]
         return deltas
@@ -286,6 +397,19 @@ class Engine:
     def _retire(self, progress: CompletionProgress) -> None:
         del self._live[progress.request.request_id]
         self._ended.append(progress)
+
+
+def _under_grammar(params: SamplingParams, grammar: TokenGrammar | None) -> SamplingParams:
+    """Return what is left of the parameters when a grammar decides where the text may end."""
+    if (params.structured is None) != (grammar is None):
+        raise InvalidRequestError(
+            "structured and the grammar do not go together",
+            param="structured",
+            fix="Pass grammar=runtime.compile_grammar(params)",
+        )
+    if grammar is None:
+        return params
+    return replace(params, stop=(), stop_token_ids=(), min_tokens=0, ignore_eos=False)
 
 
 def completion_id(request_id: str, index: int) -> str:

@@ -10,14 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from evenflow.config import EvenflowConfig, load_config
-from evenflow.core.errors import InvalidRequestError
+from evenflow.core.errors import GenerationError, InvalidRequestError
+from evenflow.core.pooling import PoolingParams, embedding_entries
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.build import Runtime, build_runtime
+from evenflow.engine.embedding import EmbeddingService
 from evenflow.engine.outputs import CompletionOutput, Delta, RequestOutput
 from evenflow.models.progress import Progress as LoadProgress
+from evenflow.models.sentence import SentenceEncoder
+from evenflow.tokenization.sentence_tokenizer import SentenceTokenizer
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
+Params = SamplingParams | PoolingParams
 
 
 class LLM:
@@ -120,6 +125,43 @@ class LLM:
         batch = [self.render_chat(conversation) for conversation in _as_conversations(messages)]
         yield from self._stream(self._add(batch, sampling_params, priority))
 
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        priority: int = 0,
+    ) -> list[list[float]]:
+        """Return an embedding for each text, by the sentence model if one is configured.
+
+        Without one, an embedding is the mean of the language model's last hidden states. These are
+        requests like any others, and what runs besides goes on meanwhile.
+
+        Args:
+            texts: one text or several; each a text or a list of token ids.
+            pooling_params: how vectors become embeddings; scaled to length 1 by default.
+            priority: lower is earlier, under the priority policy.
+
+        Raises:
+            ContextLengthError: a text is too long, with the numbers.
+            GenerationError: the model computed NaN or infinity, or the request was aborted.
+        """
+        params = pooling_params or PoolingParams()
+        batch = _as_prompts(texts)
+        if self._runtime.sentence is not None and self._runtime.sentence_tokenizer is not None:
+            return _embed_sentences(
+                self._runtime.sentence, self._runtime.sentence_tokenizer, batch, params
+            )
+        outputs = self._add(batch, params, priority)
+        embeddings: dict[int, list[float]] = {}
+        for position, delta in self._stream(outputs):
+            if delta.embedding is None:
+                raise GenerationError(
+                    "a text was not embedded", why=delta.error or "it was aborted"
+                )
+            embeddings[position] = embedding_entries(delta.embedding)
+        return [embeddings[position] for position in range(len(batch))]
+
     def render_chat(self, messages: Sequence[Message], **template_args: Any) -> list[int]:
         """Return the token ids of a conversation up to where the model's answer begins."""
         return self.tokenizer.encode_chat(messages, **template_args)
@@ -127,12 +169,12 @@ class LLM:
     def _add(
         self,
         prompts: Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        sampling_params: Params | Sequence[Params] | None,
         priority: int,
     ) -> list[RequestOutput]:
         if sampling_params is None:
             sampling_params = SamplingParams()
-        if isinstance(sampling_params, SamplingParams):
+        if isinstance(sampling_params, SamplingParams | PoolingParams):
             sampling_params = [sampling_params] * len(prompts)
         if len(sampling_params) != len(prompts):
             raise InvalidRequestError(
@@ -146,9 +188,11 @@ class LLM:
                 text = prompt if isinstance(prompt, str) else None
                 ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
                 request_id = next(self._ids)
-                self.engine.add_request(request_id, ids, params, priority=priority)
+                grammar = self._runtime.compile_grammar(params)
+                self.engine.add_request(request_id, ids, params, grammar=grammar, priority=priority)
                 self._inbox[request_id] = []
-                completions = [CompletionOutput(index) for index in range(params.n)]
+                num_completions = params.n if isinstance(params, SamplingParams) else 1
+                completions = [CompletionOutput(index) for index in range(num_completions)]
                 outputs.append(RequestOutput(request_id, text, ids, completions))
         except BaseException:
             self._abandon(outputs)
@@ -196,6 +240,24 @@ class LLM:
         for output in outputs:
             self._inbox.pop(output.request_id, None)
             self.engine.abort(output.request_id)
+
+
+def _embed_sentences(
+    encoder: SentenceEncoder,
+    tokenizer: SentenceTokenizer,
+    texts: Sequence[Prompt],
+    params: PoolingParams,
+) -> list[list[float]]:
+    if not texts:
+        return []
+    service = EmbeddingService(encoder)
+    ids = [tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
+    service.submit(0, ids, params)
+    embeddings: list[list[float]] = [[]] * len(texts)
+    while service.has_work:
+        for _, index, embedding in service.step():
+            embeddings[index] = embedding_entries(embedding)
+    return embeddings
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

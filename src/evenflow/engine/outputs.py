@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from evenflow.core.events import RequestEvent
+from evenflow.core.ids import DEFAULT_TENANT, TenantId
 from evenflow.scheduling.plan import TokenLogprobs
 
 
@@ -18,6 +20,8 @@ class RequestMetrics:
         num_output_tokens: tokens it produced.
         num_cached_tokens: prompt tokens whose KV was already there.
         num_preemptions: times it lost its memory and had to recompute.
+        num_prompt_tokens: length of its prompt.
+        tenant_id: whose it was.
     """
 
     arrival_s: float
@@ -26,6 +30,8 @@ class RequestMetrics:
     num_output_tokens: int
     num_cached_tokens: int
     num_preemptions: int
+    num_prompt_tokens: int = 0
+    tenant_id: TenantId = DEFAULT_TENANT
 
     @property
     def ttft_s(self) -> float | None:
@@ -47,17 +53,21 @@ class Delta:
     Attributes:
         request_id: as the caller knows it.
         index: which of the request's `n` completions.
-        token_id: the new token; None when the request ended without one (abort, failure).
+        token_id: the new token; None when the request ended without one (abort, failure,
+            embedding).
         text: the text that is now sure; may be empty while a character or a possible stop string
             is incomplete.
         logprobs: of the new token, if asked for.
         prompt_logprobs: of the prompt tokens from the second on, with the first new token, if
             asked for; empty for a completion that shares another one's prompt.
-        finish_reason: "stop", "length", "abort" or "error" on the last delta, else None.
+        finish_reason: "stop", "length", "abort", "error" or "timeout" on the last delta, else
+            None.
         stop_reason: the stop string, or the one of `stop_token_ids`, that ended it; None for the
             model's own end token.
         metrics: on the last delta.
-        error: why it failed, with finish_reason "error".
+        error: why it failed, with finish_reason "error" or "timeout".
+        events: on the last delta: its turning points, oldest first.
+        embedding: little-endian fp32, for a request with `PoolingParams` that was not cut short.
     """
 
     request_id: str
@@ -70,6 +80,8 @@ class Delta:
     stop_reason: int | str | None = None
     metrics: RequestMetrics | None = None
     error: str | None = None
+    events: tuple[RequestEvent, ...] = ()
+    embedding: bytes | None = None
 
 
 @dataclass(slots=True)

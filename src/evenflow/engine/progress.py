@@ -79,7 +79,7 @@ class CompletionProgress:
         released, self.matched = self._matcher.push(rest)
         return released if self.matched else released + self._matcher.flush()
 
-    def delta(self, token_id: int | None, logprobs: TokenLogprobs | None, now_s: float) -> Delta:
+    def delta(self, token_id: int | None, logprobs: TokenLogprobs | None) -> Delta:
         """Return what the step added."""
         request = self.request
         delta = Delta(self.user_id, self.index, token_id, self.piece, logprobs)
@@ -87,10 +87,10 @@ class CompletionProgress:
         if is_first and request.sampling.prompt_logprobs is not None:
             delta.prompt_logprobs = [entry for _, entry in sorted(self.prompt_logprobs.items())]
         if request.is_finished:
-            self._close(delta, now_s)
+            self._close(delta)
         return delta
 
-    def _close(self, delta: Delta, now_s: float) -> None:
+    def _close(self, delta: Delta) -> None:
         request = self.request
         if delta.token_id is None:
             delta.text = self._flush()
@@ -99,13 +99,20 @@ class CompletionProgress:
         if self.matched and delta.finish_reason in ("stop", "length"):
             delta.finish_reason = "stop"
             delta.stop_reason = self.matched
+        if delta.finish_reason == "length" and request.grammar and request.grammar.is_complete:
+            delta.finish_reason = "stop"
         delta.metrics = RequestMetrics(
             request.arrival_s,
             self.first_token_s,
-            now_s,
+            request.events[-1].at_s,
             request.num_output_tokens,
             request.num_cached_tokens or 0,
             request.num_preemptions,
+            request.num_prompt_tokens,
+            request.tenant_id,
         )
-        if delta.finish_reason == "error":
+        delta.events = tuple(request.events)
+        if request.pooling is not None and request.status is RequestStatus.FINISHED_STOPPED:
+            delta.embedding = request.pooling.embedding(request.mean_hidden)
+        if delta.finish_reason in ("error", "timeout"):
             delta.error = request.events[-1].cause

@@ -15,7 +15,7 @@ Knows: all block tables and their tails.
 Does not know: tokens, contents, why a table grows.
 
 Invariants:
-    A block's reference count is the number of tables it is in.
+    A block's reference count is the number of tables and pins it is in.
     A reserved block is in one table only and has no known content.
     `num_reserved` is the sum of all reserved tails.
 """
@@ -23,7 +23,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 from evenflow.core.errors import IntegrityError
@@ -115,13 +115,16 @@ class BlockGroups:
         self.num_reserved -= table.num_reserved_blocks
         self._pool.release(reversed(table.ids.tolist()))
 
-    def check_integrity(self) -> None:
+    def check_integrity(self, pinned: Mapping[BlockId, int] | None = None) -> None:
         """Recount references and tails from the tables.
+
+        Args:
+            pinned: number of pins by block.
 
         Raises:
             IntegrityError: an invariant does not hold.
         """
-        memberships: Counter[BlockId] = Counter()
+        memberships = Counter(pinned)
         num_reserved = 0
         for request_id, table in self.tables.items():
             table.check_integrity()
@@ -138,7 +141,7 @@ class BlockGroups:
             if ref_count != memberships[block_id]:
                 raise IntegrityError(
                     f"block {block_id} has {ref_count} references",
-                    why=f"it is in {memberships[block_id]} block tables",
+                    why=f"it is in {memberships[block_id]} block tables and pins",
                 )
 
     def _use(self, table: BlockTable, num_blocks: int) -> None:

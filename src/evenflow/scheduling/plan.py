@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from evenflow.core.ids import BlockId
+import numpy as np
+import numpy.typing as npt
+
+from evenflow.core.ids import BlockId, RequestId
 from evenflow.core.request import Request
 from evenflow.memory.block_table import BlockTable
 
@@ -18,17 +21,23 @@ class StepPlan:
         num_new_tokens: for each, how many tokens from `num_computed_tokens` on.
         tables: for each, its block table.
         copies: (source, destination) blocks to copy before anything is computed.
+        started: requests that run for the first time from this step on.
     """
 
     requests: list[Request]
     num_new_tokens: list[int]
     tables: list[BlockTable]
     copies: list[tuple[BlockId, BlockId]] = field(default_factory=list)
+    started: list[RequestId] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         """Tokens the step computes."""
         return sum(self.num_new_tokens)
+
+
+NO_WORK = StepPlan([], [], [])
+"""The plan of a step in which nothing runs."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -49,7 +58,8 @@ class TokenLogprobs:
 
 
 NO_TOKEN = -1
-"""Stands in `StepResult.token_ids` for a request whose prefill is not done."""
+"""Stands in `StepResult.token_ids` for a request that got none: its prefill is not done, or it is
+for an embedding."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -60,10 +70,14 @@ class StepResult:
         token_ids: the sampled token of each request, or NO_TOKEN.
         logprobs: of sampled tokens, for requests that asked.
         prompt_logprobs: of the prompt tokens predicted in this step, for requests that asked.
+        hidden_sums: `Request.hidden_sum` with this step's tokens, for requests with `pooling`.
         failures: requests that cannot go on, with the reason in words.
+        completed: requests whose grammar lets nothing follow the sampled token.
     """
 
     token_ids: list[int]
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    hidden_sums: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    completed: list[int] = field(default_factory=list)

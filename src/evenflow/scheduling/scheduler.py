@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from evenflow.core.errors import DuplicateRequestError, IntegrityError
-from evenflow.core.events import EventKind
-from evenflow.core.ids import BlockId, RequestId
+from evenflow.core.events import EventKind, RequestEvent, WaitReason
+from evenflow.core.ids import BlockId, RequestId, TenantId
 from evenflow.core.request import Request
 from evenflow.core.status import RequestStatus
+from evenflow.fairness.service import ServiceLedger
+from evenflow.fairness.tenants import TenantDirectory
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.plan import NO_TOKEN, StepPlan
 from evenflow.scheduling.policy import AdmissionView, Policy
+from evenflow.scheduling.seats import TenantSeats
+from evenflow.scheduling.standstill import Standstill
+from evenflow.scheduling.tenant_states import TenantState, tenant_states
 from evenflow.scheduling.waiting import WaitingQueue
 
 
@@ -30,10 +36,21 @@ class Scheduler:
         kv: the KV memory.
         max_num_seqs: most running requests.
         max_num_batched_tokens: token budget of a step.
+        directory: how many requests each tenant may run; without it, any number.
+
+    Attributes:
+        service: what each tenant was given so far.
+        preemption_counts: preemptions so far, by (mode, reason, tenant).
     """
 
     def __init__(
-        self, policy: Policy, kv: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        policy: Policy,
+        kv: KVCacheManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        directory: TenantDirectory | None = None,
     ) -> None:
         self.policy = policy
         self.kv = kv
@@ -42,8 +59,13 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting = WaitingQueue(policy)
         self.requests: dict[RequestId, Request] = {}
+        self.seats = TenantSeats(TenantDirectory() if directory is None else directory)
+        self.service = ServiceLedger()
+        self.preemption_counts: Counter[tuple[str, str, TenantId]] = Counter()
         self._siblings: dict[RequestId, list[Request]] = {}
+        self._standstill = Standstill()
         self.num_preemptions = 0
+        self._started: list[RequestId] = []
 
     @property
     def has_work(self) -> bool:
@@ -66,10 +88,10 @@ class Scheduler:
         parent = self.requests.get(request.parent_id) if request.parent_id else None
         if parent is not None and parent.num_computed_tokens < parent.num_prompt_tokens:
             self._siblings.setdefault(parent.request_id, []).append(request)
-            request.record(EventKind.HELD, now_s, f"shares the prompt of {parent.request_id}")
+            cause = f"{parent.request_id} computes the prompt for both"
+            request.record_wait(WaitReason.SIBLING, now_s, cause)
         else:
-            self.waiting.push(request, now_s)
-            request.record(EventKind.QUEUED, now_s, f"{len(self.waiting) - 1} others waiting")
+            self._queue(request, now_s)
 
     def schedule(self, now_s: float) -> StepPlan:
         """Plan the next step. The plan is empty when nothing can run.
@@ -77,6 +99,7 @@ class Scheduler:
         Raises:
             IntegrityError: the policy composed a step that cannot be.
         """
+        self._started = []
         self._rank_running(now_s)
         num_preempted = self._grow_residents(now_s)
         if not num_preempted and self._admit_waiting(now_s):
@@ -89,11 +112,14 @@ class Scheduler:
             requests = [r for r, count in zip(requests, counts, strict=True) if count]
             counts = [count for count in counts if count]
         table = self.kv.table
-        return StepPlan(requests, counts, [table(r.request_id) for r in requests], copies)
+        return StepPlan(
+            requests, counts, [table(r.request_id) for r in requests], copies, self._started
+        )
 
     def update(self, plan: StepPlan, token_ids: Sequence[int], now_s: float) -> None:
         """Take in a step: advance everybody, append sampled tokens, finish who is done."""
         commit = self.kv.commit
+        num_output_tokens = self.service.num_output_tokens
         for request, count, token_id in zip(
             plan.requests, plan.num_new_tokens, token_ids, strict=True
         ):
@@ -101,12 +127,18 @@ class Scheduler:
                 continue
             request.num_computed_tokens += count
             commit(request, request.num_computed_tokens)
-            if token_id == NO_TOKEN:
-                continue
+            if request.num_settled_tokens < request.num_prompt_tokens:
+                self._settle_prompt(request)
             tokens = request.token_ids
-            if len(tokens) == request.num_prompt_tokens:
-                self._first_token(request, now_s)
+            if token_id == NO_TOKEN:
+                request.record_chunk(count, now_s)
+                if request.pooling is not None and request.num_computed_tokens == len(tokens):
+                    self.finish(request, RequestStatus.FINISHED_STOPPED, now_s, "prompt computed")
+                continue
+            if len(tokens) == request.num_tokens_when_admitted:
+                self._catch_up(request, count, now_s)
             tokens.append(token_id)
+            num_output_tokens[request.tenant_id] += 1
             if token_id in request.stop_token_ids and self._may_stop(request):
                 if token_id in request.sampling.stop_token_ids:
                     request.stop_reason = token_id
@@ -117,17 +149,33 @@ class Scheduler:
     def finish(self, request: Request, status: RequestStatus, now_s: float, cause: str) -> None:
         """End a request and free all it holds at once."""
         if request.status is RequestStatus.RUNNING:
-            self.running.remove(request)
+            self._stop_running(request)
         else:
-            self.waiting.remove(request.request_id)
+            self.waiting.remove(request)
+            self._leave_queue(request, now_s)
             self._leave_siblings(request)
         request.move_to(status)
-        request.record(EventKind.FINISHED, now_s, cause)
+        request.record(EventKind.FINISHED, now_s, cause, num_tokens=request.num_computed_tokens)
         del self.requests[request.request_id]
         if status is RequestStatus.FINISHED_ERROR:
             self.kv.disown(request.request_id)
         self.kv.free(request.request_id)
         self._queue_siblings(request.request_id, now_s)
+
+    def timeline(self, request: Request, now_s: float) -> list[RequestEvent]:
+        """Return a request's turning points, with what it has been queued for by now."""
+        *events, last = request.events
+        if last.kind is EventKind.QUEUED:
+            lacked = self._standstill.shares(request.request_id, now_s)
+            parts = [last.cause, *(f"{share:.3f} s for {r.value}" for r, share in lacked)]
+            reason = lacked[0][0] if lacked else None
+            last = RequestEvent(EventKind.QUEUED, last.at_s, ", ".join(parts), reason)
+        return [*events, last]
+
+    def tenant_states(self) -> Mapping[TenantId, TenantState]:
+        """Return how each tenant stands. Takes time in proportion to the waiting requests."""
+        siblings = [child for children in self._siblings.values() for child in children]
+        return tenant_states(self.seats, self.service, self.waiting.by_tenant(), siblings)
 
     def check_integrity(self) -> None:
         """Check that queues, statuses and memory agree.
@@ -136,6 +184,7 @@ class Scheduler:
             IntegrityError: they do not.
         """
         self.kv.check_integrity()
+        self.seats.check_integrity(Counter(request.tenant_id for request in self.running))
         held = [child for children in self._siblings.values() for child in children]
         queues = [*self.running, *self.waiting, *held]
         ids = [request.request_id for request in queues]
@@ -190,14 +239,18 @@ class Scheduler:
     def _preempt(self, request: Request, now_s: float, cause: str) -> None:
         num_blocks = self.kv.num_held_blocks(request.request_id)
         self.kv.free(request.request_id)
-        self.running.remove(request)
-        request.num_computed_tokens = 0
+        self._stop_running(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
+        self.preemption_counts["recompute", "memory", request.tenant_id] += 1
         request.move_to(RequestStatus.PREEMPTED)
         request.record(
-            EventKind.PREEMPTED, now_s, f"recompute: {cause}; gave back {num_blocks} blocks"
+            EventKind.PREEMPTED,
+            now_s,
+            f"recompute: {cause}; gave back {num_blocks} blocks",
+            num_tokens=request.num_computed_tokens,
         )
+        request.num_computed_tokens = 0
         self.waiting.push(request, now_s)
 
     def _check_composition(self, requests: list[Request], counts: list[int]) -> None:
@@ -216,24 +269,34 @@ class Scheduler:
     def _admit_waiting(self, now_s: float) -> bool:
         """Start waiting requests in rank order until tokens, seats or memory run out.
 
+        Requests whose tenant runs as many as it may hold up nobody else.
+
         Returns:
             Whether anybody was started.
         """
         self.waiting.refresh(now_s)
         num_running = len(self.running)
         demand = sum(len(r.token_ids) - r.num_computed_tokens for r in self.running)
-        while (
-            self.waiting
-            and len(self.running) < self.max_num_seqs
-            and demand < self.max_num_batched_tokens
-        ):
-            request = self.waiting.first()
-            if self._admit(request, now_s):
-                self.waiting.pop()
+        lacking: WaitReason | None = None
+        while lacking is None and (request := self.waiting.first(self.seats.full)) is not None:
+            if len(self.running) >= self.max_num_seqs:
+                lacking = WaitReason.SEATS
+                self._hold(request, lacking, now_s, f"all {self.max_num_seqs} seats are taken")
+            elif demand >= self.max_num_batched_tokens:
+                lacking = WaitReason.TOKENS
+                cause = f"running requests take all {self.max_num_batched_tokens} tokens of a step"
+                self._hold(request, lacking, now_s, cause)
+            elif self._admit(request, now_s):
+                self.waiting.remove(request)
                 self.running.append(request)
+                self.seats.take(request.tenant_id)
                 demand += len(request.token_ids) - request.num_computed_tokens
             elif self.running or not self._reclaim_fork():
-                break
+                lacking = WaitReason.MEMORY
+        self._standstill.note(lacking, now_s)
+        for tenant_id in self.seats.full:
+            if (request := self.waiting.first_of(tenant_id)) is not None:
+                self._hold_back(request, now_s)
         return len(self.running) > num_running
 
     def _admit(self, request: Request, now_s: float) -> bool:
@@ -246,18 +309,23 @@ class Scheduler:
             num_cached = kv.admit(request, len(self.running))
         if num_cached is None:
             cause = f"needs {num_needed} blocks, {memory.num_available_blocks} available"
-            if request.events[-1].kind is not EventKind.HELD:
-                request.record(EventKind.HELD, now_s, cause)
+            self._hold(request, WaitReason.MEMORY, now_s, cause)
             return False
+        self._leave_queue(request, now_s)
         request.num_computed_tokens = max(request.num_computed_tokens, num_cached)
+        request.num_tokens_when_admitted = request.num_tokens
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.num_computed_tokens
+        request.num_settled_tokens = max(request.num_settled_tokens, request.num_computed_tokens)
         resumed = request.status is RequestStatus.PREEMPTED
+        if not resumed:
+            self._started.append(request.request_id)
         request.move_to(RequestStatus.RUNNING)
         request.record(
             EventKind.RESUMED if resumed else EventKind.SCHEDULED,
             now_s,
             f"{request.num_computed_tokens} of {request.num_tokens} tokens already have KV",
+            num_tokens=request.num_computed_tokens,
         )
         return True
 
@@ -275,19 +343,60 @@ class Scheduler:
                 self._make_room(request, now_s)
         return [pair for request in self.running for pair in copies.get(request.request_id, ())]
 
-    def _first_token(self, request: Request, now_s: float) -> None:
-        request.record(EventKind.FIRST_TOKEN, now_s, "")
+    def _catch_up(self, request: Request, num_tokens: int, now_s: float) -> None:
+        """All tokens of a request that started or resumed are computed, the last few just now."""
+        if request.num_output_tokens:
+            request.record(EventKind.RECOMPUTED, now_s, "", num_tokens=num_tokens)
+            return
+        request.record(EventKind.FIRST_TOKEN, now_s, "", num_tokens=num_tokens)
         for child in self._siblings.pop(request.request_id, ()):
             # The child computes the last prompt token itself, to draw its own first token.
             shared = request.num_prompt_tokens - 1
             self.kv.fork(request.request_id, child.request_id, shared)
-            child.num_computed_tokens = shared
-            self.waiting.push(child, now_s)
+            child.num_computed_tokens = child.num_settled_tokens = shared
+            self._queue(child, now_s)
+
+    def _settle_prompt(self, request: Request) -> None:
+        """Charge the prompt tokens that are computed now and were not before."""
+        num_new = request.num_computed_tokens - request.num_settled_tokens
+        if num_new > 0:
+            self.service.num_prompt_tokens[request.tenant_id] += num_new
+            request.num_settled_tokens = request.num_computed_tokens
+
+    def _stop_running(self, request: Request) -> None:
+        self.running.remove(request)
+        self.seats.give_back(request.tenant_id)
+
+    def _hold_back(self, request: Request, now_s: float) -> None:
+        """Tell a request that its tenant runs as many as it may."""
+        limit = self.seats.limit(request.tenant_id)
+        cause = f"tenant {request.tenant_id} runs its {limit} requests at most"
+        self._hold(request, WaitReason.TENANT_LIMIT, now_s, cause)
+
+    def _queue(self, request: Request, now_s: float) -> None:
+        """Put a request that never ran into the waiting queue."""
+        request.record(EventKind.QUEUED, now_s, f"{len(self.waiting)} others waiting")
+        self._standstill.enter(request.request_id, now_s)
+        self.waiting.push(request, now_s)
+        if request.tenant_id in self.seats.full:
+            self._hold_back(request, now_s)
+
+    def _hold(self, request: Request, reason: WaitReason, now_s: float, cause: str) -> None:
+        """Record what the request at the door lacks, unless that is known."""
+        if request.events[-1].reason is not reason:
+            self._leave_queue(request, now_s)
+            request.record_wait(reason, now_s, cause)
+
+    def _leave_queue(self, request: Request, now_s: float) -> None:
+        """A request is queued no more: keep what it was queued for."""
+        if request.events[-1].kind is EventKind.QUEUED:
+            request.events[:] = self.timeline(request, now_s)
+            self._standstill.leave(request.request_id)
 
     def _queue_siblings(self, parent_id: RequestId, now_s: float) -> None:
         """The parent ended without a computed prompt: its siblings stand on their own."""
         for child in self._siblings.pop(parent_id, ()):
-            self.waiting.push(child, now_s)
+            self._queue(child, now_s)
 
     def _leave_siblings(self, request: Request) -> None:
         children = self._siblings.get(request.parent_id) if request.parent_id else None

@@ -137,9 +137,9 @@ class ChatTemplate:
         values = {
             "documents": None,
             **self._names,
-            **{name: _plain(value, name) for name, value in kwargs.items()},
+            **{name: plain_json(value, name) for name, value in kwargs.items()},
             "messages": check_messages(messages),
-            "tools": _plain(tools, "tools"),
+            "tools": plain_json(tools, "tools"),
             "add_generation_prompt": add_generation_prompt,
         }
         try:
@@ -170,7 +170,7 @@ def _check_message(index: int, message: object) -> dict[str, object]:
         _refuse(f"messages[{index}] must be an object", f"it is {type(message).__name__}")
     if not isinstance(message.get("role"), str) or not message["role"]:
         _refuse(f"messages[{index}] needs a role", 'a role is a string such as "user"')
-    plain = {name: _plain(value, "messages") for name, value in message.items()}
+    plain = {name: plain_json(value, "messages") for name, value in message.items()}
     content = message.get("content")
     if isinstance(content, list | tuple):
         plain["content"] = "\n".join(_part_text(index, part) for part in content)
@@ -193,17 +193,21 @@ def _part_text(index: int, part: object) -> str:
     return text
 
 
-def _plain(value: object, param: str, depth: int = 0) -> object:
-    """Copy `value` into exact JSON types, so that no method of a richer one meets a template."""
+def plain_json(value: object, param: str, depth: int = 0) -> object:
+    """Copy `value` into exact JSON types, so that no method of a richer one meets a template.
+
+    Raises:
+        InvalidRequestError: it holds something else, or is nested too deep; names `param`.
+    """
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):
         return str.__str__(value)
     if depth < _MAX_DEPTH:
         if isinstance(value, Mapping):
-            return {str(name): _plain(item, param, depth + 1) for name, item in value.items()}
+            return {str(name): plain_json(item, param, depth + 1) for name, item in value.items()}
         if isinstance(value, list | tuple):
-            return [_plain(item, param, depth + 1) for item in value]
+            return [plain_json(item, param, depth + 1) for item in value]
     raise InvalidRequestError(
         f"{param} must hold JSON values, at most {_MAX_DEPTH} levels deep",
         param=param,

@@ -152,6 +152,11 @@ class Tokenizer:
         piece = self._all_pieces[token_id]
         return piece.encode() if isinstance(piece, str) else piece
 
+    @cached_property
+    def max_token_chars(self) -> int:
+        """Characters of the longest token: n tokens never have more than n times as many."""
+        return max(len(self.token_text(token_id)) for token_id in range(self.vocab_size))
+
     def token_text(self, token_id: int) -> str:
         """Return a token as text, with replacement characters for parts of characters."""
         return self.token_bytes(token_id).decode(errors="replace")

@@ -15,14 +15,17 @@ LEGAL = {
     ("WAITING", "RUNNING"),
     ("WAITING", "FINISHED_ABORTED"),
     ("WAITING", "FINISHED_ERROR"),
+    ("WAITING", "FINISHED_EXPIRED"),
     ("RUNNING", "PREEMPTED"),
     ("RUNNING", "FINISHED_STOPPED"),
     ("RUNNING", "FINISHED_LENGTH"),
     ("RUNNING", "FINISHED_ABORTED"),
     ("RUNNING", "FINISHED_ERROR"),
+    ("RUNNING", "FINISHED_EXPIRED"),
     ("PREEMPTED", "RUNNING"),
     ("PREEMPTED", "FINISHED_ABORTED"),
     ("PREEMPTED", "FINISHED_ERROR"),
+    ("PREEMPTED", "FINISHED_EXPIRED"),
 }
 
 
@@ -52,6 +55,7 @@ def test_status_is_finished_exactly_when_it_has_a_finish_reason() -> None:
         "FINISHED_LENGTH": "length",
         "FINISHED_ABORTED": "abort",
         "FINISHED_ERROR": "error",
+        "FINISHED_EXPIRED": "timeout",
     }
     assert all(s.is_finished == (s.finish_reason is not None) for s in RequestStatus)
 

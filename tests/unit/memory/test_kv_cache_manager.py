@@ -1,9 +1,10 @@
 import pytest
 
-from evenflow.core.errors import IntegrityError
+from evenflow.core.errors import IntegrityError, PinLimitError
 from evenflow.core.ids import RequestId
 from evenflow.core.request import Request
 from evenflow.core.sampling import SamplingParams
+from evenflow.memory.block_map import BlockState
 from evenflow.memory.kv_cache_manager import KVCacheManager
 
 BLOCK_SIZE = 4
@@ -353,3 +354,104 @@ def test_check_integrity_raises_when_a_table_is_missing():
     kv._next_full[RequestId("ghost")] = BLOCK_SIZE
     with pytest.raises(IntegrityError, match="not those that hold blocks"):
         kv.check_integrity()
+
+
+def blocks_in(kv: KVCacheManager, state: BlockState) -> int:
+    return sum(length for _, length, run_state, _ in kv.block_map() if run_state == state)
+
+
+def pin(kv: KVCacheManager, name: str, tokens: list[int], limit: int = 10, salt: str = "") -> int:
+    return kv.pin(name, tokens, salt, max_pinned_blocks=limit)
+
+
+def computed_and_freed(kv: KVCacheManager, name: str, tokens: list[int]) -> None:
+    request = request_of(name, tokens, max_num_tokens=len(tokens))
+    assert run(kv, request) is not None
+    kv.free(request.request_id)
+
+
+def test_pin_keeps_a_prefix_through_a_flood_that_evicts_everything_else(kv):
+    first, second = list(range(18)), list(range(100, 118))
+    computed_and_freed(kv, "first", first)
+    computed_and_freed(kv, "second", second)
+    assert pin(kv, "mine", first) == 16
+    for number in range(10):
+        computed_and_freed(kv, f"flood{number}", list(range(200 + 64 * number, 264 + 64 * number)))
+    kv.reset_prefix_cache()
+    assert kv.match_prefix(request_of("a", first)) == 16
+    assert kv.match_prefix(request_of("b", second)) == 0
+    assert (kv.stats().num_pinned, kv.num_available_blocks) == (4, 16)
+
+
+def test_pin_keeps_only_what_is_cached_under_the_same_salt(kv):
+    computed_and_freed(kv, "a", list(range(16)))
+    assert pin(kv, "other", list(range(16)), salt="other") == 0
+    assert pin(kv, "mine", [*range(12), 99, 99, 99, 99]) == 12
+
+
+def test_pin_refuses_more_than_the_limit_and_says_the_numbers(kv):
+    computed_and_freed(kv, "a", list(range(24)))
+    computed_and_freed(kv, "b", list(range(100, 124)))
+    pin(kv, "a", list(range(24)), limit=8)
+    with pytest.raises(PinLimitError, match="12 pinned blocks, and 8 leave"):
+        pin(kv, "b", list(range(100, 124)), limit=8)
+    assert kv.stats().num_pinned == 6
+    assert pin(kv, "b", list(range(100, 108)), limit=8) == 8
+
+
+def test_pin_counts_shared_blocks_once_and_the_ones_it_moves_away_from_not_at_all(kv):
+    computed_and_freed(kv, "a", list(range(24)))
+    computed_and_freed(kv, "b", [*range(16), *range(100, 108)])
+    assert pin(kv, "one", list(range(24)), limit=8) == 24
+    assert pin(kv, "two", [*range(16), *range(100, 108)], limit=8) == 24
+    assert pin(kv, "one", [*range(16), *range(100, 108)], limit=6) == 24
+    assert kv.stats().num_pinned == 6
+    kv.unpin("one")
+    assert kv.stats().num_pinned == 6
+    kv.unpin("two")
+    assert (kv.stats().num_pinned, kv.stats().num_evictable) == (0, 8)
+
+
+def test_disown_cuts_pins_where_the_distrusted_blocks_begin(kv):
+    computed_and_freed(kv, "a", list(range(16)))
+    pin(kv, "mine", list(range(16)))
+    failed = request_of("failed", [*range(8), 99, 99])
+    run(kv, failed)
+    kv.disown(failed.request_id)
+    kv.free(failed.request_id)
+    assert kv.stats().num_pinned == 0
+    assert kv.match_prefix(request_of("again", list(range(16)))) == 0
+
+
+def test_block_map_gives_shared_blocks_to_the_first_holder_and_shows_every_state():
+    kv = manager_of(12, initial_group_blocks=3)
+    computed_and_freed(kv, "old", list(range(100, 108)))
+    pin(kv, "pin", list(range(100, 104)))
+    first, second = request_of("first", list(range(10))), request_of("second", list(range(10)))
+    run(kv, first)
+    run(kv, second)
+    states = {state: blocks_in(kv, state) for state in BlockState}
+    stats = kv.stats()
+    assert (states[BlockState.PINNED], stats.num_pinned) == (1, 1)
+    assert (states[BlockState.EVICTABLE], stats.num_evictable) == (1, 1)
+    assert states[BlockState.USED] == stats.num_used == 4
+    by_owner = {
+        name: sum(
+            length for _, length, state, owner in kv.block_map() if (state, owner) == (1, name)
+        )
+        for name in ("first", "second")
+    }
+    assert by_owner == {"first": 3, "second": 1}
+
+
+def test_block_map_ends_a_run_where_a_group_ends():
+    kv = manager_of(8)
+    holder, high = request_of("low", [1] * 16), request_of("high", [2] * 16)
+    run(kv, holder)
+    run(kv, high)
+    kv.free(holder.request_id)
+    kv.reset_prefix_cache()
+    assert kv.ensure(high.request_id, 24)
+    assert kv.table(high.request_id).ids.tolist() == [4, 5, 6, 7, 0, 1]
+    assert kv.ensure(high.request_id, 32)
+    assert kv.block_map() == [(0, 4, 1, "high"), (4, 4, 1, "high")]

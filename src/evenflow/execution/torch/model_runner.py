@@ -11,6 +11,7 @@ from evenflow.core.request import Request
 from evenflow.execution.attention import Attention
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.model import CausalLM
+from evenflow.execution.torch.grammar_masks import MaskFiller, StepMasks
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.sampler import sample, token_logprobs
 from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult, TokenLogprobs
@@ -32,27 +33,30 @@ class ModelRunner:
         self._model = model
         self._attention = attention
         self._store = store
+        self._masks = MaskFiller()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute the plan's tokens and sample where a request's tokens end."""
         if plan.copies:
             self._store.copy_blocks(plan.copies)
-        batch = build_batch(plan, self._store.block_size)
-        hidden = self._model.forward(batch, self._attention)
-        ends = np.cumsum(plan.num_new_tokens) - 1
         sampling = [
             index
             for index, (request, count) in enumerate(
                 zip(plan.requests, plan.num_new_tokens, strict=True)
             )
-            if request.num_computed_tokens + count == request.num_tokens
+            if request.num_computed_tokens + count == request.num_tokens and request.pooling is None
         ]
+        masks = self._masks.start(plan.requests, sampling)
+        batch = build_batch(plan, self._store.block_size)
+        hidden = self._model.forward(batch, self._attention)
+        ends = np.cumsum(plan.num_new_tokens) - 1
         result = StepResult([NO_TOKEN] * len(plan.requests))
         self._prompt_logprobs(plan, hidden, ends, result)
+        _sum_hidden(plan, hidden, ends, result)
         if sampling:
             logits = self._model.logits(hidden[torch.from_numpy(ends[sampling])])
-            self._sample(plan.requests, sampling, logits, result)
+            self._sample(plan.requests, sampling, logits, masks.result(), result)
         return result
 
     def _sample(
@@ -60,23 +64,26 @@ class ModelRunner:
         requests: Sequence[Request],
         sampling: list[int],
         logits: torch.Tensor,
+        masks: StepMasks,
         result: StepResult,
     ) -> None:
         # A row with one NaN has NaN as its maximum.
         damaged = (~torch.isfinite(logits.amax(dim=-1))).tolist()
-        if any(damaged):
+        if any(damaged) or masks.failures:
+            result.failures.update(masks.failures)
             for index, is_damaged in zip(sampling, damaged, strict=True):
                 if is_damaged:
                     result.failures[index] = "the model computed NaN or infinity for its next token"
-            sound = [row for row, is_damaged in enumerate(damaged) if not is_damaged]
+            sound = [row for row, index in enumerate(sampling) if index not in result.failures]
             sampling = [sampling[row] for row in sound]
             logits = logits[sound]
         chosen = [requests[index] for index in sampling]
         wants = [row for row, r in enumerate(chosen) if r.sampling.logprobs is not None]
         unmodified = logits[wants] if wants else logits
-        tokens = sample(logits, chosen)
+        tokens = sample(logits, chosen, masks.forbidden(sampling))
         for index, token_id in zip(sampling, tokens, strict=True):
             result.token_ids[index] = token_id
+        _follow_grammars(requests, masks, result)
         if wants:
             entries = token_logprobs(
                 unmodified,
@@ -105,6 +112,36 @@ class ModelRunner:
                 rows = hidden[start + done : start + done + len(ids)].contiguous()
                 entries += token_logprobs(self._model.logits(rows), ids, [num_top] * len(ids))
             result.prompt_logprobs[index] = entries
+
+
+def _follow_grammars(requests: Sequence[Request], masks: StepMasks, result: StepResult) -> None:
+    """Let the grammars of a step accept what was sampled under them."""
+    for index in masks.rows:
+        grammar = requests[index].grammar
+        token_id = result.token_ids[index]
+        if grammar is None or token_id == NO_TOKEN:
+            continue
+        if not grammar.accept(token_id):
+            result.token_ids[index] = NO_TOKEN
+            result.failures[index] = f"its grammar cannot go on after token {token_id}"
+        elif grammar.is_complete:
+            result.completed.append(index)
+
+
+def _sum_hidden(plan: StepPlan, hidden: torch.Tensor, ends: np.ndarray, result: StepResult) -> None:
+    """Add this step's rows to the sums of the requests that want an embedding."""
+    for index, (request, count) in enumerate(zip(plan.requests, plan.num_new_tokens, strict=True)):
+        if request.pooling is None:
+            continue
+        stop = int(ends[index]) + 1
+        rows = hidden[stop - count : stop].double().numpy(force=True)
+        if request.hidden_sum is not None and request.num_computed_tokens:
+            rows = np.concatenate([request.hidden_sum[np.newaxis], rows])
+        total = np.add.reduce(rows, axis=0)  # row after row, for rows that are contiguous
+        if np.isfinite(total).all():
+            result.hidden_sums[index] = total
+        else:
+            result.failures[index] = "the model computed NaN or infinity for its prompt"
 
 
 def build_batch(plan: StepPlan, block_size: int) -> ForwardBatch:

@@ -7,7 +7,8 @@ and never through `torch.sum`, which splits a lone row over threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +22,21 @@ _FIRST_CANDIDATES = 256
 """Tokens looked at first when top-p or min-p cut the tail; a flat row needs all of them."""
 
 
-def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
+def sample(
+    logits: torch.Tensor,
+    requests: Sequence[Request],
+    forbidden: Mapping[int, torch.Tensor] = MappingProxyType({}),
+) -> list[int]:
     """Draw the next token of each request.
 
-    The order of operations is transformers': penalties, logit bias, min_tokens, temperature, then
-    top-k, top-p and min-p. The random number of output token i is a function of the request's seed
-    and i.
+    The order of operations is transformers': penalties, logit bias, min_tokens, what grammars
+    forbid, temperature, then top-k, top-p and min-p. The random number of output token i is a
+    function of the request's seed and i.
 
     Args:
         logits: (num_requests, vocab_size), fp32; changed in place.
         requests: whose rows these are.
+        forbidden: by row, the tokens that must not come, (vocab_size,), bool; never all of them.
 
     Returns:
         One token id per request.
@@ -38,6 +44,8 @@ def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
     _penalise(logits, requests)
     _add_bias(logits, requests)
     _forbid_early_stops(logits, requests)
+    for row, tokens_of_row in forbidden.items():
+        logits[row].masked_fill_(tokens_of_row, -torch.inf)
     tokens: torch.Tensor = logits.argmax(dim=-1)
     random_rows = [row for row, r in enumerate(requests) if not r.sampling.is_greedy]
     if random_rows:

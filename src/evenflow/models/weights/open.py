@@ -65,10 +65,10 @@ class Checkpoint:
         shapes = tensor_shapes(self.spec)
         if self.gguf is None:
             source: WeightSource = SafetensorsWeights(weight_files(self.path))
-            _check(source, shapes, self.path)
+            check_tensors(source, shapes, self.path)
             return source
         source = GGUFWeights(self.gguf, self.spec)
-        _check(source, shapes, self.path)
+        check_tensors(source, shapes, self.path)
         if weight_cache_dir is None:
             return source
         key = f"{self.path.stem}-v{FORMAT_VERSION}-{self.gguf.fingerprint()[:32]}.safetensors"
@@ -93,14 +93,20 @@ def open_checkpoint(files: ModelFiles) -> Checkpoint:
 
 
 def _hf_spec(directory: Path) -> ModelSpec:
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     generation_config = directory / "generation_config.json"
     return spec_from_hf_config(
-        config, _read_json(generation_config) if generation_config.exists() else None
+        config, read_json(generation_config) if generation_config.exists() else None
     )
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """Read the JSON object in a file.
+
+    Raises:
+        ModelNotFoundError: the file cannot be read.
+        ModelFormatError: it holds something else.
+    """
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
@@ -112,8 +118,12 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _check(source: WeightSource, shapes: Mapping[str, Shape], path: Path) -> None:
-    """Refuse a checkpoint whose tensors are not those that its own description calls for."""
+def check_tensors(source: WeightSource, shapes: Mapping[str, Shape], path: Path) -> None:
+    """Refuse a checkpoint whose tensors are not those that its own description calls for.
+
+    Raises:
+        ModelFormatError: one is missing or has another shape.
+    """
     names = source.names()
     wrong = [
         f"{name} is {source.shape(name)}, not {shape}"

@@ -7,20 +7,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.core.errors import InvalidRequestError
-from evenflow.engine.openai_format import CHAT, COMPLETIONS, parse_request, response_body
+from evenflow.engine.openai import CHAT, COMPLETIONS, Prompt, parse_request, response_body
 from evenflow.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from evenflow.scheduling.plan import TokenLogprobs
+from evenflow.tokenization.tool_calls import ToolCalling
 from support.text_engine import spell, tokenizer
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 def parse_completion(**fields: Any) -> Any:
-    return parse_request(COMPLETIONS, {"prompt": "Hi", **fields}, tokenizer())
+    return parse_request(
+        COMPLETIONS, {"prompt": "Hi", **fields}, tokenizer(), ToolCalling(tokenizer())
+    )
 
 
 def parse_chat(**fields: Any) -> Any:
-    return parse_request(CHAT, {"messages": MESSAGES, **fields}, tokenizer())
+    return parse_request(
+        CHAT, {"messages": MESSAGES, **fields}, tokenizer(), ToolCalling(tokenizer())
+    )
 
 
 def test_parse_request_reads_a_completion() -> None:
@@ -29,7 +34,7 @@ def test_parse_request_reads_a_completion() -> None:
         priority=-2, user=None, top_k=-1, seed=9,
     )  # fmt: skip
     params = parsed.params
-    assert (parsed.prompt, parsed.prompt_token_ids) == ("Hi", tokenizer().encode("Hi"))
+    assert parsed.prompts == [Prompt("Hi", tokenizer().encode("Hi"))]
     assert (parsed.echo, parsed.priority) == (True, -2)
     assert (params.max_tokens, params.stop, params.logprobs) == (5, ("a", "b"), 3)
     assert (params.logit_bias, params.top_k, params.seed) == ({7: -1}, 0, 9)
@@ -37,12 +42,18 @@ def test_parse_request_reads_a_completion() -> None:
 
 def test_parse_request_takes_prompts_of_token_ids() -> None:
     parsed = parse_completion(prompt=[3, 1, 2])
-    assert (parsed.prompt, parsed.prompt_token_ids) == (None, [3, 1, 2])
+    assert parsed.prompts == [Prompt(None, [3, 1, 2])]
+
+
+def test_parse_request_takes_several_prompts() -> None:
+    parsed = parse_completion(prompt=["a", "b"])
+    assert [prompt.text for prompt in parsed.prompts] == ["a", "b"]
+    assert parse_completion(prompt=[[1], [2, 3]]).num_prompt_tokens == 3
 
 
 def test_parse_request_reads_a_chat_through_the_template() -> None:
     parsed = parse_chat(max_completion_tokens=4, logprobs=True, top_logprobs=2, stop="x")
-    assert tokenizer().decode(parsed.prompt_token_ids, skip_special_tokens=False) == (
+    assert tokenizer().decode(parsed.prompts[0].token_ids, skip_special_tokens=False) == (
         tokenizer().apply_chat_template(MESSAGES)
     )
     params = parsed.params
@@ -60,7 +71,10 @@ def test_parse_request_reads_a_chat_through_the_template() -> None:
         (COMPLETIONS, None, "body"),
         (COMPLETIONS, [], "body"),
         (COMPLETIONS, {}, "prompt"),
-        (COMPLETIONS, {"prompt": ["a", "b"]}, "prompt"),
+        (COMPLETIONS, {"prompt": ["a", [1]] * 600}, "prompt"),
+        (COMPLETIONS, {"prompt": ["a", True]}, "prompt"),
+        (COMPLETIONS, {"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options"),
+        (COMPLETIONS, {"prompt": "a", "priority": "urgent"}, "priority"),
         (COMPLETIONS, {"prompt": [True]}, "prompt"),
         (COMPLETIONS, {"prompt": "\ud800"}, "prompt"),
         (COMPLETIONS, {"prompt": "a", "messages": []}, "messages"),
@@ -86,7 +100,7 @@ def test_parse_request_reads_a_chat_through_the_template() -> None:
 )  # fmt: skip
 def test_parse_request_names_the_param_of_a_bad_value(url: Any, body: Any, param: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        parse_request(url, body, tokenizer())
+        parse_request(url, body, tokenizer(), ToolCalling(tokenizer()))
     assert caught.value.param == param
 
 
@@ -115,7 +129,7 @@ def test_parse_request_refuses_any_json_with_nothing_but_its_own_error(
     base: dict[str, Any] = {"messages": MESSAGES} if url == CHAT else {"prompt": "Hi"}
     blamed = set()
     try:
-        parse_request(url, base | body, tokenizer())
+        parse_request(url, base | body, tokenizer(), ToolCalling(tokenizer()))
     except InvalidRequestError as error:
         blamed.add(error.param)
     assert None not in blamed
@@ -132,7 +146,12 @@ def make_output() -> RequestOutput:
 
 def body_of(parsed: Any) -> dict[str, Any]:
     return response_body(
-        parsed, make_output(), model="m", created=1700000000, tokenizer=tokenizer()
+        parsed,
+        [make_output()],
+        request_id="r1",
+        model="m",
+        created=1700000000,
+        tokenizer=tokenizer(),
     )
 
 
@@ -140,7 +159,7 @@ def test_response_body_of_a_completion_is_openais() -> None:
     body = body_of(parse_completion(logprobs=2, n=2))
     num_prompt, num_tokens = len(tokenizer().encode("Hi")), len(spell("né"))
     assert {key: body[key] for key in ("id", "object", "created", "model")} == {
-        "id": "cmpl-r1",
+        "id": "r1",
         "object": "text_completion",
         "created": 1700000000,
         "model": "m",
@@ -165,9 +184,9 @@ def test_response_body_puts_an_echoed_prompt_first() -> None:
 
 def test_response_body_of_a_chat_is_openais() -> None:
     body = body_of(parse_chat(logprobs=True, top_logprobs=2))
-    assert (body["id"], body["object"]) == ("chatcmpl-r1", "chat.completion")
+    assert (body["id"], body["object"]) == ("r1", "chat.completion")
     choice = body["choices"][0]
-    assert choice["message"] == {"role": "assistant", "content": "né"}
+    assert choice["message"] == {"role": "assistant", "content": "né", "refusal": None}
     assert choice["finish_reason"] == "stop"
     content = choice["logprobs"]["content"]
     assert bytes(b for entry in content for b in entry["bytes"]).decode() == "né"
@@ -179,9 +198,14 @@ def test_response_body_reports_prompt_logprobs_as_vllm_does() -> None:
     (first, second) = spell("Hi")
     output.prompt_logprobs = [None, TokenLogprobs(second, -3.0, 7, ((first, -0.25),))]
     body = response_body(
-        parse_completion(prompt_logprobs=1), output, model="m", created=0, tokenizer=tokenizer()
+        parse_completion(prompt_logprobs=1),
+        [output],
+        request_id="r1",
+        model="m",
+        created=0,
+        tokenizer=tokenizer(),
     )
-    assert body["prompt_logprobs"] == [
+    assert body["choices"][0]["prompt_logprobs"] == [
         None,
         {
             str(first): {"logprob": -0.25, "rank": 1, "decoded_token": "H"},

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from evenflow.cli.logs import JsonFormatter, TextFormatter, configure_logging
+from evenflow.engine.logs import JsonFormatter, TextFormatter, configure_logging
 from evenflow.config import LoggingConfig
 
 

@@ -1,0 +1,112 @@
+"""What an operator can have done to a running engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from evenflow.core.ids import RequestId
+from evenflow.core.request import Request
+from evenflow.engine.engine import Engine
+from evenflow.engine.explain import explain as explain_events
+
+
+def pause(engine: Engine, now_s: float) -> None:  # noqa: ARG001  # the signature of all
+    """Take no more steps. Requests stay where they are, with their memory."""
+    engine.is_paused = True
+
+
+def resume(engine: Engine, now_s: float) -> None:  # noqa: ARG001
+    """Take steps again."""
+    engine.is_paused = False
+
+
+def flush_prefix_cache(engine: Engine, now_s: float) -> None:  # noqa: ARG001
+    """Forget all cached content that no request holds."""
+    engine.scheduler.kv.reset_prefix_cache()
+
+
+def check_integrity(engine: Engine, now_s: float) -> None:  # noqa: ARG001
+    """Recount queues and memory by brute force.
+
+    Raises:
+        IntegrityError: an invariant does not hold.
+    """
+    engine.scheduler.check_integrity()
+
+
+def list_requests(engine: Engine, now_s: float, limit: int) -> list[dict[str, Any]]:
+    """Return the oldest `limit` live completions."""
+    oldest = sorted(engine.live_requests, key=lambda request: request.sequence_number)[:limit]
+    return [_describe(engine, request, now_s) for request in oldest]
+
+
+def _describe(engine: Engine, request: Request, now_s: float) -> dict[str, Any]:
+    last = request.events[-1]
+    waits = not engine.scheduler.kv.holds(request.request_id)
+    return {
+        "id": request.request_id,
+        "tenant": request.tenant_id,
+        "status": request.status.name.lower(),
+        "priority": request.priority,
+        "num_prompt_tokens": request.num_prompt_tokens,
+        "num_output_tokens": request.num_output_tokens,
+        "num_computed_tokens": request.num_computed_tokens,
+        "num_blocks": engine.scheduler.kv.num_held_blocks(request.request_id),
+        "num_preemptions": request.num_preemptions,
+        "age_s": now_s - request.arrival_s,
+        "waiting_for": last.cause if waits else None,
+    }
+
+
+def explain(engine: Engine, now_s: float, request_id: str) -> dict[str, Any] | None:
+    """Tell where the time of a live completion went so far; None if it is not live."""
+    request = engine.scheduler.requests.get(RequestId(request_id))
+    if request is None:
+        return None
+    explanation = explain_events(
+        request.events,
+        request_id=request_id,
+        tenant_id=request.tenant_id,
+        status=request.status.name.lower(),
+        arrival_s=request.arrival_s,
+        now_s=now_s,
+    )
+    return explanation.to_json()
+
+
+def block_map(engine: Engine, now_s: float) -> dict[str, Any]:  # noqa: ARG001
+    """Tell who holds which KV block, as runs of neighbouring blocks."""
+    kv = engine.scheduler.kv
+    requests: dict[str, int] = {}
+    tenants: dict[str, int] = {}
+    runs = []
+    for start, length, state, request_id in kv.block_map():
+        owner = engine.scheduler.requests.get(request_id) if request_id is not None else None
+        tenant_index = request_index = -1
+        if owner is not None:
+            tenant_index = tenants.setdefault(owner.tenant_id, len(tenants))
+            request_index = requests.setdefault(owner.request_id, len(requests))
+        runs.append((start, length, state, tenant_index, request_index))
+    return {
+        "num_blocks": kv.num_blocks,
+        "block_size": kv.block_size,
+        "runs": runs,
+        "tenants": list(tenants),
+        "requests": list(requests),
+    }
+
+
+ADMIN_METHODS: dict[str, Callable[..., Any]] = {
+    method.__name__: method
+    for method in (
+        pause,
+        resume,
+        flush_prefix_cache,
+        check_integrity,
+        list_requests,
+        explain,
+        block_map,
+    )
+}
+"""By the name under which an `AdminCall` asks for it; called with engine, time, and arguments."""

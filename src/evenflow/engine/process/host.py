@@ -1,0 +1,196 @@
+"""The engine's side: carries out commands between steps and sends what the steps bring."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import msgspec
+import zmq
+
+from evenflow.core.clock import Clock
+from evenflow.core.errors import EvenflowError, InvalidRequestError
+from evenflow.core.structured import TokenGrammar
+from evenflow.engine.build import Runtime
+from evenflow.engine.embedding import EmbeddingService
+from evenflow.engine.process.admin import ADMIN_METHODS
+from evenflow.engine.process.messages import (
+    Abort,
+    Accepted,
+    AddRequest,
+    AdminCall,
+    AdminReply,
+    Command,
+    EncodeSentences,
+    ErrorInfo,
+    Output,
+    Rejected,
+    Shutdown,
+    StepOutput,
+)
+from evenflow.engine.process.sentences import SentenceCalls
+from evenflow.engine.process.snapshots import SnapshotTaker
+
+_IDLE_S = 0.5
+"""Longest sleep without work; bounds how late deadlines, and the parent's death, are noticed."""
+
+_PENDING_S = 0.002
+"""Longest sleep while a grammar is being compiled."""
+
+
+class EngineHost:
+    """Runs an engine and answers commands.
+
+    Args:
+        runtime: the engine and what it was built from.
+        socket: commands come in and outputs go out, one message a frame.
+        clock: the engine's.
+    """
+
+    def __init__(self, runtime: Runtime, socket: zmq.Socket[bytes], clock: Clock) -> None:
+        self.runtime = runtime
+        self.engine = runtime.engine
+        self._socket = socket
+        self._clock = clock
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+        self._snapshots = SnapshotTaker(self.engine, clock)
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._compiling: dict[str, tuple[AddRequest, Future[TokenGrammar | None]]] = {}
+        self._sentences = (
+            SentenceCalls(EmbeddingService(runtime.sentence)) if runtime.sentence else None
+        )
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until told to stop, or until the process that started this one is gone."""
+        parent = os.getppid()
+        while not self._stopping and os.getppid() == parent:
+            self._take_commands()
+            self._add_compiled()
+            if self.engine.has_work:
+                self._step()
+            else:
+                self.engine.expire(self._clock.now_s())
+            if self._sentences is not None and self._sentences.has_work:
+                for reply in self._sentences.step():
+                    self._send(reply)
+            if (snapshot := self._snapshots.take_if_due()) is not None:
+                self._send(snapshot)
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to do without a new command."""
+        engine = self.engine
+        if self._sentences is not None and self._sentences.has_work:
+            return True
+        return engine.has_work and not engine.is_paused
+
+    def _take_commands(self) -> None:
+        """Carry out all commands that are there; without work, wait for one."""
+        timeout_s = 0.0 if self.has_work else _PENDING_S if self._compiling else _IDLE_S
+        if timeout_s and not self._socket.poll(int(timeout_s * 1000)):
+            return
+        while True:
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._carry_out(self._decoder.decode(frame))
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case AddRequest():
+                self._add(command)
+            case Abort(request_id, cause):
+                self._abort(request_id, cause)
+            case EncodeSentences():
+                self._encode_sentences(command)
+            case AdminCall():
+                self._call(command)
+            case Shutdown():
+                self._stopping = True
+
+    def _abort(self, request_id: str, cause: str) -> None:
+        compiling = self._compiling.pop(request_id, None)
+        if compiling is None:
+            self.engine.abort(request_id, cause)
+        else:
+            self._reject(compiling[0], InvalidRequestError(cause))
+
+    def _add(self, command: AddRequest) -> None:
+        if command.params.structured is not None:
+            future = self._compiler.submit(self.runtime.compile_grammar, command.params)
+            self._compiling[command.request_id] = (command, future)
+        else:
+            self._queue(command, None)
+
+    def _add_compiled(self) -> None:
+        """Queue the requests whose grammar is ready."""
+        ready = [name for name, (_, future) in self._compiling.items() if future.done()]
+        for name in ready:
+            command, future = self._compiling.pop(name)
+            try:
+                grammar = future.result()
+            except EvenflowError as error:
+                self._reject(command, error)
+            else:
+                self._queue(command, grammar)
+
+    def _queue(self, command: AddRequest, grammar: TokenGrammar | None) -> None:
+        try:
+            self.engine.add_request(
+                command.request_id,
+                command.prompt_token_ids,
+                command.params if command.pooling is None else command.pooling,
+                grammar=grammar,
+                priority=command.priority,
+                tenant_id=command.tenant_id,
+                cache_salt=command.cache_salt,
+                slo=command.slo,
+                deadline_s=command.deadline_s,
+            )
+        except EvenflowError as error:
+            self._reject(command, error)
+        else:
+            self._send(Accepted(command.request_id))
+
+    def _reject(self, command: AddRequest, error: EvenflowError) -> None:
+        self._send(Rejected(command.request_id, error_info(error)))
+
+    def _call(self, command: AdminCall) -> None:
+        try:
+            method = ADMIN_METHODS[command.method]
+            result = method(self.engine, self._clock.now_s(), **command.arguments)
+            reply = AdminReply(command.call_id, result)
+        except EvenflowError as error:
+            reply = AdminReply(command.call_id, error=error_info(error))
+        self._send(reply)
+
+    def _encode_sentences(self, command: EncodeSentences) -> None:
+        try:
+            if self._sentences is None:
+                raise InvalidRequestError("this engine has no sentence model", param="model")
+            self._sentences.add(command)
+        except EvenflowError as error:
+            self._send(AdminReply(command.call_id, error=error_info(error)))
+
+    def _step(self) -> None:
+        engine = self.engine
+        started_s = self._clock.now_s()
+        deltas = engine.step()
+        ended_s = self._clock.now_s()
+        if deltas or engine.started:
+            self._send(StepOutput(ended_s, deltas, engine.started))
+        self._snapshots.note_step(started_s, ended_s)
+
+    def _send(self, output: Output) -> None:
+        self._socket.send(self._encode(output), copy=False)
+
+
+def error_info(error: EvenflowError) -> ErrorInfo:
+    """Return an error in the form in which it can leave the process."""
+    is_callers = isinstance(error, InvalidRequestError)
+    param = error.param if isinstance(error, InvalidRequestError) else None
+    return ErrorInfo(error.code, str(error), param, is_callers)

@@ -1,0 +1,78 @@
+"""Takes the snapshots of the engine that metrics, dashboard and `top` are made of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, astuple
+
+from evenflow.core.clock import Clock
+from evenflow.engine.engine import Engine
+from evenflow.engine.process.messages import Preemptions, Snapshot, StepSample, TenantState
+
+_BUSY_S = 0.25
+_IDLE_S = 1.0
+
+
+class SnapshotTaker:
+    """Decides when a snapshot is due, and takes it.
+
+    Args:
+        engine: what to look at.
+        clock: the engine's.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._taken_s = clock.now_s()
+        self._steps: list[StepSample] = []
+        self._before = astuple(engine.times)
+        self._last_end_s: float | None = None
+
+    def note_step(self, started_s: float, ended_s: float) -> None:
+        """Remember a step that ran from `started_s` to `ended_s`."""
+        now = astuple(self._engine.times)
+        schedule_s, execute_s, update_s, emit_s, num_steps, num_tokens, num_requests = (
+            after - before for after, before in zip(now, self._before, strict=True)
+        )
+        self._before = now
+        if num_steps:
+            handover_s = 0.0 if self._last_end_s is None else started_s - self._last_end_s
+            self._steps.append(
+                StepSample(
+                    schedule_s, execute_s, update_s, emit_s, num_tokens, num_requests, handover_s
+                )
+            )
+        self._last_end_s = ended_s if self._engine.has_work else None
+
+    def take_if_due(self) -> Snapshot | None:
+        """Return a snapshot if the last one is old enough."""
+        now_s = self._clock.now_s()
+        if now_s - self._taken_s < (_BUSY_S if self._steps else _IDLE_S):
+            return None
+        return self.take()
+
+    def take(self) -> Snapshot:
+        """Return how the engine stands, and forget the steps it tells of."""
+        engine = self._engine
+        scheduler = engine.scheduler
+        self._taken_s = self._clock.now_s()
+        steps, self._steps = self._steps, []
+        times = asdict(engine.times)
+        return Snapshot(
+            at_s=self._taken_s,
+            is_paused=engine.is_paused,
+            tenants={
+                tenant_id: TenantState(
+                    state.num_running, dict(state.num_waiting_by_reason), state.service_tokens
+                )
+                for tenant_id, state in scheduler.tenant_states().items()
+            },
+            kv=scheduler.kv.stats(),
+            preemptions=[
+                Preemptions(mode, reason, tenant_id, count)
+                for (mode, reason, tenant_id), count in scheduler.preemption_counts.items()
+            ],
+            steps=steps,
+            num_steps=engine.times.num_steps,
+            step_s={verb: times[f"{verb}_s"] for verb in ("schedule", "execute", "update", "emit")},
+        )

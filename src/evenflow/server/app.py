@@ -1,0 +1,91 @@
+"""Puts the endpoints together, and turns every error into an answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from evenflow.core.errors import EvenflowError
+from evenflow.server.auth import Door
+from evenflow.server.dashboard import dashboard_router
+from evenflow.server.endpoint import Endpoint
+from evenflow.server.errors import (
+    MethodNotAllowedError,
+    NotFoundError,
+    error_response,
+)
+from evenflow.server.routes import admin, embeddings, insight, text, tokens
+from evenflow.server.serving import Serving
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(serving: Serving) -> FastAPI:
+    """Return the application.
+
+    Raises:
+        ConfigError: strangers could use the server, and nobody allowed that.
+    """
+    config = serving.config.server
+    door = Door(config, serving.keys, serving.directory)
+    app = FastAPI(
+        title="evenflow",
+        version=serving.version,
+        description="Serves large language models the way an operating system runs processes.",
+        redoc_url=None,
+    )
+    app.state.endpoint = Endpoint(serving, door)
+    for family in (text, embeddings, tokens, insight, admin):
+        app.include_router(family.routes)
+    app.include_router(dashboard_router())
+    app.add_exception_handler(EvenflowError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_bug)
+    app.add_middleware(HttpMeter, on_answer=serving.metrics.on_http)
+    return app
+
+
+class HttpMeter:
+    """Counts answers by route and status."""
+
+    def __init__(self, app: ASGIApp, on_answer: Callable[[str, int], None]) -> None:
+        self._app = app
+        self._on_answer = on_answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and note how it was answered."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = scope.get("route")
+                # Paths that nobody serves are not labels: a scanner would make thousands.
+                self._on_answer(route.path if route else "unknown", message["status"])
+            await send(message)
+
+        await self._app(scope, receive, note)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EvenflowError)
+    logger.debug("%s %s: %s", request.method, request.url.path, error)
+    return error_response(error)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = MethodNotAllowedError if error.status_code == 405 else NotFoundError
+    answer = error_response(kind(f"{request.method} {request.url.path[:200]} is not served"))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _answer_bug(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(EvenflowError("the server failed on this request", fix="Report this bug"))

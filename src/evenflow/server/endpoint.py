@@ -1,0 +1,78 @@
+"""What every endpoint begins with: a body within its limits, and a caller who may send it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import Depends, Request
+
+from evenflow.server.auth import Door
+from evenflow.server.http import decode_json, read_body
+from evenflow.server.serving import Caller, Serving
+
+
+class Received(NamedTuple):
+    """A request as it came.
+
+    Attributes:
+        caller: who sent it.
+        body: decoded.
+        num_bytes: the body's size.
+    """
+
+    caller: Caller
+    body: Any
+    num_bytes: int
+
+
+@dataclass(slots=True, frozen=True)
+class Endpoint:
+    """What routes share.
+
+    Attributes:
+        serving: takes requests to the engine.
+        door: decides who may do what.
+    """
+
+    serving: Serving
+    door: Door
+
+    async def read(self, request: Request) -> Any:
+        """Return the decoded body; null for an empty one.
+
+        Raises:
+            InvalidRequestError: it is too large, too slow, or no JSON.
+        """
+        raw = await self._read(request)
+        return decode_json(raw) if raw else None
+
+    async def receive(self, request: Request) -> Received:
+        """Return who asks for what. The key is checked before the body is read.
+
+        Raises:
+            InvalidRequestError: the key is wrong, a header is malformed, or the body is.
+        """
+        self.door.identify(request)
+        raw = await self._read(request)
+        body = decode_json(raw) if raw else None
+        return Received(self.door.caller(request, body), body, len(raw))
+
+    async def _read(self, request: Request) -> bytes:
+        limits = self.serving.config.server
+        return await read_body(request, limits.max_request_bytes, limits.body_timeout)
+
+
+def shared(request: Request) -> Endpoint:
+    """Return what the app was built with."""
+    endpoint: Endpoint = request.app.state.endpoint
+    return endpoint
+
+
+Shared = Annotated[Endpoint, Depends(shared)]
+"""The type of the parameter through which a route gets it."""
+
+
+async def only_operators(request: Request) -> None:
+    """Let only those with an admin key pass."""
+    shared(request).door.check_admin(request)

@@ -1,0 +1,151 @@
+"""Reading bodies and writing streams, with clients that may be slow, hostile or gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from evenflow.core.errors import InvalidRequestError
+from evenflow.server.errors import BodyTimeoutError, RequestTooLargeError
+
+T = TypeVar("T")
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a request whose client went away; nobody receives it, but logs show it."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """Read a body.
+
+    Raises:
+        RequestTooLargeError: it has, or says that it has, more than `max_bytes`.
+        BodyTimeoutError: it takes longer than `timeout_s`.
+    """
+    chunks = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                chunks += chunk
+                if len(chunks) > max_bytes:
+                    raise too_large(max_bytes)
+    except TimeoutError:
+        raise BodyTimeoutError(
+            "the request's body did not arrive in time", why=f"the limit is {timeout_s:g} s"
+        ) from None
+    return bytes(chunks)
+
+
+def too_large(max_bytes: int) -> RequestTooLargeError:
+    """Return the error for a body of more than `max_bytes`."""
+    return RequestTooLargeError(
+        "the request's body is too large",
+        why=f"the limit is {max_bytes} bytes",
+        fix="Send less, or start the server with a larger --max-request-bytes",
+    )
+
+
+def decode_json(body: bytes) -> Any:
+    """Decode a body.
+
+    Raises:
+        InvalidRequestError: it is not JSON in UTF-8, or nested beyond reason.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise InvalidRequestError("the body is nested too deeply", param="body") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(
+            "the body is not valid JSON", param="body", why=str(error)
+        ) from None
+
+
+class EventStream(Response):
+    """Server-sent events. When the client goes away, the generator is closed at once.
+
+    Args:
+        events: yields what is written, as whole events.
+        headers: further response headers.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", **(headers or {})})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write events until there are no more or nobody listens."""
+        pump = asyncio.ensure_future(self._pump(send))
+        watch = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({pump, watch}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (pump, watch):
+                task.cancel()
+            outcomes = await asyncio.gather(pump, watch, return_exceptions=True)
+            await self._events.aclose()
+        if isinstance(outcomes[0], Exception):
+            raise outcomes[0]
+
+    async def _pump(self, send: Send) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event(data: object, name: str | None = None) -> bytes:
+    """Write one server-sent event with `data` as JSON."""
+    head = b"data: " if name is None else b"event: " + name.encode() + b"\ndata: "
+    return head + _encode(data) + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+"""What OpenAI's streams end with."""
+
+
+class JSONBytes(Response):
+    """A response body that is encoded once, by msgspec."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        """Encode the content."""
+        return _encode(content)
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what `work` returns, or cancel it and return None when the client goes away."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return None
+    finally:
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,1 @@
+"""The endpoints, one module per family: each has `routes` that the app includes."""

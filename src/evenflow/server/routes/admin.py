@@ -1,0 +1,130 @@
+"""What operators do: pause, resume, drain, abort, flush, list, check, and keep sessions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from evenflow.core.errors import InvalidRequestError
+from evenflow.server.endpoint import Shared, only_operators
+from evenflow.server.errors import NotFoundError
+from evenflow.server.fields import known_fields
+from evenflow.server.schemas import json_body
+
+_DEFAULT_TTL_S = 300.0
+_MAX_LISTED = 10_000
+
+routes = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(only_operators)])
+
+
+@routes.post("/pause")
+async def pause(shared: Shared) -> dict[str, Any]:
+    """Take no more steps; requests keep their place and their memory."""
+    await shared.serving.engine.call("pause")
+    return {"paused": True}
+
+
+@routes.post("/resume")
+async def resume(shared: Shared) -> dict[str, Any]:
+    """Take steps again, and requests, if they were paused or drained."""
+    shared.serving.is_draining = False
+    await shared.serving.engine.call("resume")
+    return {"paused": False, "draining": False}
+
+
+@routes.post("/drain")
+async def drain(shared: Shared) -> dict[str, Any]:
+    """Take no more requests; those that were taken go on. `/admin/resume` undoes it."""
+    shared.serving.is_draining = True
+    return {"draining": True, "num_live_requests": len(shared.serving.books)}
+
+
+@routes.post("/abort", openapi_extra=json_body("AbortRequest"))
+async def abort(request: Request, shared: Shared) -> dict[str, Any]:
+    """End one request, or all of them."""
+    fields = known_fields(await shared.read(request), frozenset({"request_id", "all"}))
+    request_id = fields.get("request_id")
+    if fields.get("all") is True:
+        num_aborted = len(shared.serving.books)
+        shared.serving.engine.abort_all("aborted by an operator")
+        return {"num_aborted": num_aborted}
+    if not isinstance(request_id, str):
+        raise InvalidRequestError(
+            "request_id must name a request", param="request_id", fix='Or send {"all": true}'
+        )
+    if request_id not in shared.serving.books:
+        raise NotFoundError(f"there is no live request {request_id[:200]!r}", param="request_id")
+    shared.serving.engine.abort(request_id, "aborted by an operator")
+    return {"num_aborted": 1}
+
+
+@routes.post("/flush_prefix_cache")
+async def flush_prefix_cache(shared: Shared) -> dict[str, Any]:
+    """Forget all cached KV that no request and no session holds."""
+    await shared.serving.engine.call("flush_prefix_cache")
+    return {"flushed": True}
+
+
+@routes.post("/check_integrity")
+async def check_integrity(shared: Shared) -> dict[str, Any]:
+    """Recount the engine's queues and memory, and the queue at the door, by brute force."""
+    await shared.serving.engine.call("check_integrity")
+    shared.serving.books.admission.check_integrity()
+    return {"sound": True}
+
+
+@routes.get("/requests")
+async def list_requests(shared: Shared) -> dict[str, Any]:
+    """List live requests, oldest first."""
+    return {"requests": await shared.serving.engine.call("list_requests", limit=_MAX_LISTED)}
+
+
+@routes.get("/sessions")
+async def list_sessions(shared: Shared) -> dict[str, Any]:
+    """List sessions and what they keep in memory."""
+    return {"sessions": await shared.serving.engine.call("list_sessions")}
+
+
+@routes.post("/sessions", openapi_extra=json_body("SessionRequest"))
+async def open_session(request: Request, shared: Shared) -> Any:
+    """Open a session, whose requests' KV is kept in memory for the next one."""
+    fields = known_fields(await shared.read(request), frozenset({"session_id", "tenant", "ttl_s"}))
+    return await shared.serving.engine.call(
+        "open_session",
+        session_id=_text(fields, "session_id"),
+        tenant_id=shared.serving.directory.canonical(_text(fields, "tenant") or "default"),
+        ttl_s=_ttl(fields),
+    )
+
+
+@routes.post("/sessions/{session_id}/pin", openapi_extra=json_body("PinRequest"))
+async def pin_session(session_id: str, request: Request, shared: Shared) -> Any:
+    """Keep a session's KV in memory for `ttl_s` seconds from now."""
+    fields = known_fields(await shared.read(request) or {}, frozenset({"ttl_s"}))
+    return await shared.serving.engine.call(
+        "pin_session", session_id=session_id, ttl_s=_ttl(fields)
+    )
+
+
+@routes.delete("/sessions/{session_id}")
+async def release_session(session_id: str, shared: Shared) -> Any:
+    """Give back what a session keeps, and close it."""
+    return await shared.serving.engine.call("release_session", session_id=session_id)
+
+
+def _ttl(fields: dict[str, Any]) -> float:
+    value = fields.get("ttl_s", _DEFAULT_TTL_S)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 86400:
+        raise InvalidRequestError(
+            "ttl_s must be a number of seconds above 0 and up to 86400", param="ttl_s"
+        )
+    return float(value)
+
+
+def _text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= 128):
+        raise InvalidRequestError(f"{name} must be a string of 1 to 128 characters", param=name)
+    return value

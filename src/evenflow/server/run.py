@@ -1,0 +1,152 @@
+"""Runs the server: from an open port to the last answer after SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+import uvloop
+
+from evenflow.config import EvenflowConfig
+from evenflow.core.errors import ConfigError
+from evenflow.models.progress import Progress
+from evenflow.server.app import create_app
+from evenflow.server.serving import Serving
+
+logger = logging.getLogger(__name__)
+
+_FLUSH_S = 2
+"""Seconds that open connections get to take their last bytes."""
+
+_BACKLOG = 2048
+
+
+def run_server(
+    config: EvenflowConfig,
+    *,
+    on_ready: Callable[[str, Serving], None],
+    progress: Progress | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what runs; a second signal stops at once.
+
+    Args:
+        config: the settings.
+        on_ready: called with the server's URL once requests are taken.
+        progress: told how far fetching and preparing the model are.
+
+    Raises:
+        EvenflowError: the server cannot start, or its engine died.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, on_ready, progress))
+
+
+async def _serve(
+    config: EvenflowConfig,
+    on_ready: Callable[[str, Serving], None],
+    progress: Progress | None,
+) -> None:
+    serving = Serving(config)
+    app = create_app(serving)
+    listener = _listen(config.server.host, config.server.port)
+    _allow_many_files(config.server.max_connections)
+    web = _WebServer(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            limit_concurrency=config.server.max_connections,
+            timeout_graceful_shutdown=_FLUSH_S,
+            backlog=_BACKLOG,
+        )
+    )
+    web_task = asyncio.create_task(web.serve(sockets=[listener]))
+    try:
+        with _signals() as stop:
+            starting = asyncio.create_task(serving.start(progress))
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                starting.cancel()
+                return
+            await starting
+            on_ready(_url(listener, config.server.host), serving)
+            failed = asyncio.create_task(serving.failed.wait())
+            await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+            stop.clear()
+            draining = asyncio.create_task(serving.drain(config.server.shutdown_timeout))
+            impatient = asyncio.create_task(stop.wait())
+            await asyncio.wait({draining, impatient}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        serving.stopping.set()
+        web.should_exit = True
+        await serving.close()
+        await web_task
+        listener.close()
+    if serving.engine.failure is not None:
+        raise serving.engine.failure
+
+
+class _WebServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: what a signal means is decided above."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Set an event at SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, event.set)
+    try:
+        yield event
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open the port before anything is loaded, so that a taken one is known at once."""
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}",
+            why=str(error),
+            fix="Choose another --port (0 takes a free one) or another --host",
+        ) from error
+    return listener
+
+
+def _url(listener: socket.socket, host: str) -> str:
+    port = listener.getsockname()[1]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _allow_many_files(num_connections: int) -> None:
+    """Raise the soft limit of open files so that every allowed connection can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_connections + 256
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

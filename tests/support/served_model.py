@@ -1,0 +1,97 @@
+"""A real server process with a tiny model of random weights."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support.small_tokenizers import byte_level_backend
+
+COMMAND = str(Path(sys.executable).with_name("evenflow"))
+DEADLINE_S = 120.0
+
+
+def write_model(folder: Path) -> Path:
+    """Write the configuration and the tokeniser of a two-layer model, without weights."""
+    backend = byte_level_backend()
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": backend.get_vocab_size(),
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "eos_token_id": 0,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def served(folder: Path, *flags: str) -> Iterator[str]:
+    """Serve the tiny model until the block is left; yield the host and port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [COMMAND, "serve", str(write_model(folder)), "--load-format", "dummy"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "log").open("w"),
+    )
+    address = f"127.0.0.1:{port}"
+    try:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not _is_ready(address):
+            assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
+            assert time.monotonic() < deadline_s, "the server is not ready in time"
+            time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=DEADLINE_S)
+
+
+def post(address: str, path: str, body: dict[str, Any], **headers: str) -> int:
+    """Send a request and return the status of its answer."""
+    request = urllib.request.Request(
+        f"http://{address}{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", **headers},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
+            response.read()
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def get(address: str, path: str) -> bytes:
+    """Return the body of a page."""
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=DEADLINE_S) as response:
+        return bytes(response.read())
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        get(address, "/ready")
+    except OSError:
+        return False
+    return True
