@@ -26,7 +26,7 @@ ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-backgroun
 WATCHED_S = 75  # for the charts to fill
 READY_TIMEOUT_S = 120
 
-TENANTS = {"search": 5, "assistant": 4, "nightly-batch": 5, "evaluation": 2}
+TENANTS = {"search": 5, "assistant": 4, "nightly-batch": 5, "evaluation": 3}
 """Clients of each tenant, which send one request after the other."""
 
 TOPICS = [
@@ -58,7 +58,7 @@ def started_server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(Path(sys.executable).with_name("evenflow")), "serve", "smollm2"]
-    command += ["--port", str(port), "--num-blocks-override", "640", "--max-num-seqs", "12"]
+    command += ["--port", str(port), "--num-blocks-override", "400", "--max-num-seqs", "14"]
     with subprocess.Popen(command) as process:
         try:
             url = f"http://127.0.0.1:{port}"
@@ -128,10 +128,12 @@ def take_pictures(url: str, seconds: float) -> None:
             executable_path=shutil.which("chromium"), args=ARGUMENTS
         )
         pages = {
-            "dashboard-dark": open_page(browser, url, "dark", (1440, 1280), scale=1),
-            "dashboard-light": open_page(browser, url, "light", (1440, 1280), scale=1),
+            "dashboard-dark": open_page(browser, url, "dark", (1440, 1310), scale=1),
+            "dashboard-light": open_page(browser, url, "light", (1440, 1310), scale=1),
             "dashboard-phone": open_page(browser, url, "dark", (390, 844), scale=2),
         }
+        for page in pages.values():
+            page.wait_for_selector("[data-connection=live]")
         pages["dashboard-dark"].fill("#chat-input", "What is a KV cache? Answer in two sentences.")
         pages["dashboard-dark"].click("#chat-send")
         time.sleep(seconds)

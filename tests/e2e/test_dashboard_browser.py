@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright import sync_api
 
-from support.fake_dashboard_server import FakeServer, serving
+from support.fake_dashboard_server import ANSWER, FakeServer, serving
 from support.fake_workload import FakeWorkload
 
 CHROMIUM = shutil.which("chromium")
@@ -270,15 +270,17 @@ def test_chat_streams_and_tells_its_speed(dashboard: Dashboard) -> None:
 
 
 def test_chat_aborts_the_request_when_stopped(dashboard: Dashboard) -> None:
-    stopped_before = dashboard.server.num_stopped_chats
     dashboard.page.fill("#chat-input", "Tell me everything")
     dashboard.page.click("#chat-send")
     sync_api.expect(dashboard.page.locator(".assistant .message-text")).to_contain_text("each")
+    assert dashboard.server.num_open_chats == 1
     dashboard.page.click("#chat-stop")
     dashboard.page.wait_for_selector("#chat-send:visible")
     assert "stopped" in dashboard.text(".assistant .message-facts")
+    answered = dashboard.text(".assistant .message-text").split()
     dashboard.freeze()
-    assert dashboard.server.num_stopped_chats == stopped_before + 1
+    assert dashboard.server.num_open_chats == 0
+    assert len(answered) < 4 * len(ANSWER)
 
 
 def test_hostile_tenant_name_is_shown_as_text(dashboard: Dashboard) -> None:

@@ -168,6 +168,14 @@ def test_bench_serve_draws_plots(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("backend", ["openai", "openai-chat"])
+def test_bench_serve_waits_until_the_server_answers(tmp_path: Path, backend: str) -> None:
+    with serve_fake_openai(num_not_ready=3) as fake:
+        waiting = ("--ready-check-timeout-sec", "60", "--backend", backend)
+        content = saved(fake, tmp_path, *waiting)
+    assert (content["completed"], content["failed"]) == (5, 0)
+
+
 def test_run_benchmark_reports_progress_and_leaves_warm_ups_out() -> None:
     started: list[int] = []
     ended: list[int] = []
@@ -178,7 +186,6 @@ def test_run_benchmark_reports_progress_and_leaves_warm_ups_out() -> None:
             num_warmups=3,
             random_input_len=5,
             random_output_len=2,
-            ready_check_timeout_s=5.0,
         )
         result = run_benchmark(
             config,

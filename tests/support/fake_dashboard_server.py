@@ -36,7 +36,7 @@ class FakeServer:
         self.period_s = period_s
         self.is_moving = True
         self.is_silent = False
-        self.num_stopped_chats = 0
+        self.num_open_chats = 0
         self.app = FastAPI()
         self.app.include_router(dashboard_router())
         self.app.middleware("http")(self._check_key)
@@ -77,13 +77,13 @@ class FakeServer:
         return StreamingResponse(self._answer(), media_type="text/event-stream")
 
     async def _answer(self) -> AsyncIterator[str]:
+        self.num_open_chats += 1
         try:
             for word in ANSWER * 4:
                 yield f"data: {json.dumps(_chunk(word + ' '))}\n\n"
                 await asyncio.sleep(0.03)
-        except asyncio.CancelledError:
-            self.num_stopped_chats += 1
-            raise
+        finally:
+            self.num_open_chats -= 1
         usage = {"completion_tokens": 4 * len(ANSWER)}
         yield f"data: {json.dumps({'id': 'chatcmpl-fake', 'choices': [], 'usage': usage})}\n\n"
         yield "data: [DONE]\n\n"

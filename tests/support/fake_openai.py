@@ -26,8 +26,9 @@ class FakeOpenAI:
         sends_usage: the last chunk has token counts.
         tokens_per_chunk: how many tokens a chunk carries.
         has_tokenize: /tokenize exists; a word is two tokens there, and a text has one more.
+        num_not_ready: how many requests are refused before the first is answered.
         gate: answers wait until so many are under way at once.
-        bodies: of the requests, in order of arrival.
+        bodies: of the requests for streams, in order of arrival.
         headers: likewise.
         most_concurrent: answers that have been under way at once.
     """
@@ -36,6 +37,7 @@ class FakeOpenAI:
     sends_usage: bool = True
     tokens_per_chunk: int = 1
     has_tokenize: bool = False
+    num_not_ready: int = 0
     gate: int = 1
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -45,7 +47,12 @@ class FakeOpenAI:
     url: str = ""
 
     async def answer(self, request: Request) -> Response:
+        if self.num_not_ready:
+            self.num_not_ready -= 1
+            return JSONResponse({"error": {"message": "still loading"}}, status_code=503)
         body = json.loads(await request.body())
+        if not body.get("stream"):
+            return JSONResponse({"choices": []})
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         text = prompt_text(body)

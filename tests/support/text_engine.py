@@ -9,6 +9,7 @@ from typing import Any
 
 from evenflow.core.clock import ManualClock
 from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.execution.executor import scripted_hidden_sum
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult
 from evenflow.scheduling.policy import load_policy
@@ -54,6 +55,8 @@ class TypingExecutor:
         ):
             if request.request_id in self.failing:
                 result.failures[index] = "the test says so"
+            elif request.pooling is not None:
+                result.hidden_sums[index] = scripted_hidden_sum(request, count)
             elif request.num_computed_tokens + count == request.num_tokens:
                 reply = self._reply(request.request_id)
                 ids = [*(spell(reply) if isinstance(reply, str) else reply)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from evenflow.core.errors import ConfigError
 from evenflow.workloads.arrivals import RampStrategy
@@ -158,7 +158,17 @@ class BenchConfig:
     @property
     def url(self) -> str:
         """Where requests go."""
-        return self.root_url + (self.endpoint or ENDPOINTS[self.backend])
+        return self.root_url + self.path
+
+    @property
+    def path(self) -> str:
+        """The endpoint."""
+        return self.endpoint or ENDPOINTS[self.backend]
+
+    @property
+    def is_chat(self) -> bool:
+        """Requests carry messages instead of a prompt."""
+        return self.backend == "openai-chat"
 
     @property
     def root_url(self) -> str:
@@ -173,7 +183,11 @@ class BenchConfig:
 
     def workload_settings(self) -> dict[str, Any]:
         """Return what two runs must have in common to be comparable, without secrets, for JSON."""
-        names = [f.name for f in fields(self) if f.name not in _SECRET | _NOT_WORKLOAD]
+        others = tuple(f"{name}_" for name in get_args(DatasetName) if name != self.dataset_name)
+        left_out = _SECRET | _NOT_WORKLOAD
+        names = [
+            f.name for f in fields(self) if f.name not in left_out and not f.name.startswith(others)
+        ]
         settings = {name: getattr(self, name) for name in names}
         path = settings["dataset_path"]
         return {

@@ -32,7 +32,7 @@ def plot_run(records: Sequence[RequestRecord], path: Path) -> None:
     gaps = [gap * 1e3 for record in done for gap in itls_s(record)]
     _histogram(axes[0][1], gaps, "ITL (ms)")
     throughput = tokens_per_second(done)
-    axes[1][0].step(range(len(throughput)), throughput, where="post")
+    axes[1][0].stairs(throughput)
     axes[1][0].set(xlabel="time (s)", ylabel="output tokens per second", ylim=(0, None))
     steps = concurrency(done)
     axes[1][1].step([t for t, _ in steps], [n for _, n in steps], where="post")
@@ -51,14 +51,15 @@ def plot_timeline(records: Sequence[RequestRecord], path: Path) -> None:
     )
     first = start + [ttft_s(record) for record in records]
     failed = np.array([record.failure is not None for record in records])
-    for begin, until, color, name in (
-        (due, start, "lightgray", "waiting in the client"),
-        (start, first, "tab:orange", "first token"),
-        (first, end, "tab:blue", "further tokens"),
-        (start[failed], end[failed], "tab:red", "failed"),
+    for chosen, begin, until, color, name in (
+        (rows >= 0, due, start, "lightgray", "waiting in the client"),
+        (~failed, start, first, "tab:orange", "up to the first token"),
+        (~failed, first, end, "tab:blue", "further tokens"),
+        (failed, start, end, "tab:red", "failed"),
     ):
-        chosen = rows[failed] if name == "failed" else rows
-        axes.barh(chosen, until - begin, left=begin, height=1.0, color=color, label=name)
+        if chosen.any():
+            widths = (until - begin)[chosen]
+            axes.barh(rows[chosen], widths, left=begin[chosen], color=color, label=name)
     axes.invert_yaxis()
     axes.set(xlabel="time (s)", ylabel="request")
     axes.legend(loc="upper right")

@@ -45,27 +45,17 @@ def run_benchmark(
     """
     server = Server(config.root_url, config.headers)
     if config.ready_check_timeout_s:
-        server.wait_until_ready(config.ready_check_timeout_s)
-    model = config.model or server.model_id()
-    requests, warmups = make_workload(config, *_measure(server, model, tokenizer))
-    target = Target(
-        url=config.url,
-        is_chat=config.backend == "openai-chat",
-        model=model,
-        headers=config.headers,
-        tenant_keys=config.tenant_keys,
-        body=_body(config),
-        timeout_s=config.request_timeout_s,
-    )
-    if warmups:
-        warm_client = LoadClient(target, max_concurrency=config.max_concurrency)
-        asyncio.run(warm_client.run(warmups))
-    client = LoadClient(
-        target,
-        max_concurrency=config.max_concurrency,
-        keep_text=config.keep_text,
-        on_done=on_done,
-    )
+        server.wait_until_ready(
+            config.path,
+            config.model,
+            is_chat=config.is_chat,
+            timeout_s=config.ready_check_timeout_s,
+        )
+    target = _target(config, config.model or server.model_id())
+    requests, warmups = make_workload(config, *_measure(server, target.model, tokenizer))
+    limit = config.max_concurrency
+    asyncio.run(LoadClient(target, max_concurrency=limit).run(warmups))
+    client = LoadClient(target, max_concurrency=limit, keep_text=config.keep_text, on_done=on_done)
     if on_start is not None:
         on_start(requests)
     date = datetime.now().astimezone()
@@ -74,7 +64,7 @@ def run_benchmark(
     cpu_s = time.process_time() - cpu_s
     duration_s = max(record.end_s for record in records)
     summary = {
-        **_header(config, model, date),
+        **_header(config, target.model, date),
         **summarize(records, duration_s, config.metric_percentiles, config.goodput),
         **_health(config, records, cpu_s),
         "errors_by_kind": failures(records),
@@ -106,10 +96,17 @@ def _measure(
         return count_here, Vocabulary()
 
 
-def _body(config: BenchConfig) -> dict[str, Any]:
-    """Return what every request asks for besides its prompt and its length."""
+def _target(config: BenchConfig, model: str) -> Target:
     ignore_eos = {"ignore_eos": True} if config.ignore_eos else {}
-    return {**config.sampling, **ignore_eos, **config.extra_body}
+    return Target(
+        url=config.url,
+        is_chat=config.is_chat,
+        model=model,
+        headers=config.headers,
+        tenant_keys=config.tenant_keys,
+        body={**config.sampling, **ignore_eos, **config.extra_body},
+        timeout_s=config.request_timeout_s,
+    )
 
 
 def _header(config: BenchConfig, model: str, date: datetime) -> dict[str, Any]:

@@ -49,13 +49,14 @@ def result_table(summary: Mapping[str, Any], metrics: Collection[str]) -> Table:
         summary: of a `BenchResult`.
         metrics: the latencies to show: ttft, tpot, itl, e2el, client_queue_time.
     """
-    table = Table(title="Serving Benchmark Result", min_width=58)
-    table.add_column("")
-    table.add_column("", justify="right")
+    table = Table(title="Serving Benchmark Result", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
     for title, key in _COUNTS:
         if summary.get(key) is not None:
             table.add_row(title, figure(summary[key]))
-    for metric in [name for name in _TITLES if name in metrics]:
+    measured = [m for m in _TITLES if m in metrics and summary[f"mean_{m}_ms"] is not None]
+    for metric in measured:
         table.add_section()
         table.add_row(f"[bold]{_TITLES[metric]}[/]", "")
         for key, value in summary.items():

@@ -36,13 +36,14 @@ def run_batch(loaded: Loaded, input_file: Path, output_file: Path) -> None:
     A line that cannot be answered gets an error line; the others go on. An interrupted run started
     again answers what is missing and nothing twice.
     """
-    from evenflow.engine.batch_file import BatchRun
+    from evenflow.engine.batch_file import BatchFile
+    from evenflow.engine.batch_run import BatchRun
 
-    run = BatchRun(input_file, output_file, time.time)
-    if run.num_missing:
-        llm = load_llm(loaded.config)
+    batch = BatchFile(input_file, output_file)
+    if batch.num_missing:
+        run = BatchRun(batch, load_llm(loaded.config), time.time)
         with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task("requests", total=run.num_lines, completed=run.num_done)
-            for _ in run.answer(llm):
+            task = bar.add_task("requests", total=batch.num_lines, completed=batch.num_done)
+            for _ in run.answer():
                 bar.advance(task)
-    click.echo(f"{run.num_lines} requests, {run.num_failed} failed, in {output_file}", err=True)
+    click.echo(f"{batch.num_lines} requests, {batch.num_failed} failed, in {output_file}", err=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from evenflow.core.errors import InvalidRequestError
 
@@ -123,16 +123,14 @@ class TokenGrammar(Protocol):
         ...
 
 
-def is_deeper_than(value: Any, limit: int) -> bool:
-    """Return whether a decoded JSON value nests more than `limit` objects and arrays."""
-    level = [value]
-    for _ in range(limit + 1):
+def is_deeper_than(value: object, limit: int) -> bool:
+    """Return whether a decoded JSON value has more than `limit` objects and arrays in a row."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
         level = [
             child
             for parent in level
-            if isinstance(parent, dict | list)
             for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)

@@ -25,6 +25,7 @@ from evenflow.execution.ops import Ops
 from evenflow.execution.structured import GrammarCompiler
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.model_runner import ModelRunner
+from evenflow.fairness.keys import KeyRing
 from evenflow.fairness.tenants import TenantDirectory, TenantLimits
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.memory.sizing import KVPlan, plan_kv_memory
@@ -165,15 +166,11 @@ def build_runtime(
     return Runtime(engine, tokenizer, grammars, spec, kv_plan, config, sentence, sentence_tokenizer)
 
 
-def build_scheduler(
-    config: EvenflowConfig, num_blocks: int, directory: TenantDirectory | None = None
-) -> Scheduler:
+def build_scheduler(config: EvenflowConfig, num_blocks: int) -> Scheduler:
     """Build the deciding half of an engine over `num_blocks` KV blocks.
 
-    Args:
-        config: the settings.
-        num_blocks: KV blocks.
-        directory: the tenants; without it all have the limits that the settings say.
+    Raises:
+        ConfigError: the keys file, which says what tenants may run, cannot be used.
     """
     kv = KVCacheManager(
         num_blocks,
@@ -186,8 +183,15 @@ def build_scheduler(
         kv,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-        directory=directory or TenantDirectory((), TenantLimits.from_config(config.scheduler)),
+        directory=_load_tenants(config),
     )
+
+
+def _load_tenants(config: EvenflowConfig) -> TenantDirectory:
+    limits = TenantLimits.from_config(config.scheduler)
+    keys_file = config.server.keys_file
+    tenants = KeyRing.load(keys_file, limits).tenants if keys_file else ()
+    return TenantDirectory(tenants, limits)
 
 
 def _load_sentence_model(

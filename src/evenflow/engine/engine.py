@@ -23,6 +23,7 @@ from evenflow.core.structured import TokenGrammar
 from evenflow.engine.explain import Explanation, explain
 from evenflow.engine.outputs import Delta
 from evenflow.engine.progress import CompletionProgress
+from evenflow.engine.sessions import Session, SessionTable
 from evenflow.execution.executor import Executor
 from evenflow.scheduling.plan import NO_TOKEN, NO_WORK, StepPlan, StepResult
 from evenflow.scheduling.scheduler import Scheduler
@@ -82,6 +83,8 @@ class Engine:
         salt_per_tenant: keep the prefix caches of tenants apart.
 
     Attributes:
+        sessions: conversations whose KV is kept between turns. So many blocks stay unpinned that
+            the longest request always fits.
         is_paused: steps plan nothing; requests stay where they are, with their memory.
         started: completions that ran for the first time in the last step.
     """
@@ -108,6 +111,11 @@ class Engine:
         self._live: dict[RequestId, CompletionProgress] = {}
         self._ended: list[CompletionProgress] = []
         self._num_added = 0
+        kv = scheduler.kv
+        longest_blocks = -(-limits.max_model_len // kv.block_size)
+        self.sessions = SessionTable(kv, max_pinned_blocks=max(0, kv.num_blocks - longest_blocks))
+        self._session_of: dict[RequestId, Session] = {}
+        scheduler.before_free = self._keep_for_session
         self._next_deadline_s = math.inf  # none is earlier; its request may have ended already
 
     @property
@@ -155,6 +163,7 @@ class Engine:
         cache_salt: str = "",
         slo: Slo | None = None,
         deadline_s: float | None = None,
+        session_id: str | None = None,
     ) -> None:
         """Queue a request. Completions 2..n share the KV of the first one's prompt.
 
@@ -169,11 +178,14 @@ class Engine:
             cache_salt: requests with different salts never share cached blocks.
             slo: what its latencies are measured against.
             deadline_s: when to end it, done or not, on the engine's clock.
+            session_id: the tenant's session whose next turn this is. Of several completions the
+                first one is kept.
 
         Raises:
             InvalidRequestError: a value is out of range, with its name.
             ContextLengthError: the prompt can never fit, with the numbers.
             DuplicateRequestError: the id is in use.
+            SessionNotFoundError: the tenant has no such session.
         """
         pooling: PoolingParams | None = None
         if isinstance(params, PoolingParams):
@@ -183,6 +195,8 @@ class Engine:
             self._note_deadline(deadline_s)
         params = _under_grammar(params, grammar)
         ids = self._unused_ids(request_id, params.n)
+        if session_id is not None:
+            self._session_of[ids[0]] = self.sessions.get(tenant_id, session_id)
         arrival_s = self._clock.now_s()
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -243,10 +257,12 @@ class Engine:
         return bool(victims)
 
     def expire(self, now_s: float) -> None:
-        """End the requests whose deadline has passed. The next step reports them.
+        """End what is over: requests whose deadline has passed, the pins of sessions.
 
-        A step begins with this; a host that takes no steps calls it.
+        A step begins with this, and the next one reports the requests; a host that takes no steps
+        calls it.
         """
+        self.sessions.expire(now_s)
         if now_s < self._next_deadline_s:
             return
         for progress in tuple(self._live.values()):
@@ -282,6 +298,12 @@ class Engine:
                 "deadline_s must be a time", param="deadline_s", why=f"it is {deadline_s!r}"
             )
         self._next_deadline_s = min(self._next_deadline_s, deadline_s)
+
+    def _keep_for_session(self, request: Request, now_s: float) -> None:
+        """A request has ended and still holds its blocks: let its session have them."""
+        session = self._session_of.pop(request.request_id, None)
+        if session is not None and request.status.finish_reason in ("stop", "length"):
+            self.sessions.keep(session, request.token_ids, request.cache_salt, now_s)
 
     def _unused_ids(self, request_id: str, num_completions: int) -> list[RequestId]:
         """Return the ids of a request's completions, which nobody else may carry."""

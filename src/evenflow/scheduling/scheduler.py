@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from evenflow.core.errors import DuplicateRequestError, IntegrityError
 from evenflow.core.events import EventKind, RequestEvent, WaitReason
@@ -39,6 +39,8 @@ class Scheduler:
         directory: how many requests each tenant may run; without it, any number.
 
     Attributes:
+        before_free: called with each request that has ended, just before what it holds is freed,
+            and with the time.
         service: what each tenant was given so far.
         preemption_counts: preemptions so far, by (mode, reason, tenant).
     """
@@ -60,6 +62,7 @@ class Scheduler:
         self.waiting = WaitingQueue(policy)
         self.requests: dict[RequestId, Request] = {}
         self.seats = TenantSeats(TenantDirectory() if directory is None else directory)
+        self.before_free: Callable[[Request, float], None] | None = None
         self.service = ServiceLedger()
         self.preemption_counts: Counter[tuple[str, str, TenantId]] = Counter()
         self._siblings: dict[RequestId, list[Request]] = {}
@@ -159,6 +162,8 @@ class Scheduler:
         del self.requests[request.request_id]
         if status is RequestStatus.FINISHED_ERROR:
             self.kv.disown(request.request_id)
+        if self.before_free is not None:
+            self.before_free(request, now_s)
         self.kv.free(request.request_id)
         self._queue_siblings(request.request_id, now_s)
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evenflow.core.errors import EvenflowError
+from evenflow.server import routes
 from evenflow.server.auth import Door
+from evenflow.server.batches import BatchStore, BatchWorker, FileStore
 from evenflow.server.dashboard import dashboard_router
 from evenflow.server.endpoint import Endpoint
 from evenflow.server.errors import (
     MethodNotAllowedError,
     NotFoundError,
     error_response,
+    status_code,
 )
-from evenflow.server.routes import admin, embeddings, insight, text, tokens
+from evenflow.server.generation import answer_for_batch
 from evenflow.server.serving import Serving
 
 logger = logging.getLogger(__name__)
@@ -38,9 +42,20 @@ def create_app(serving: Serving) -> FastAPI:
         description="Serves large language models the way an operating system runs processes.",
         redoc_url=None,
     )
-    app.state.endpoint = Endpoint(serving, door)
-    for family in (text, embeddings, tokens, insight, admin):
-        app.include_router(family.routes)
+    data_dir = config.data_dir or serving.config.paths.cache / "server"
+    files = FileStore(data_dir / "files", serving.unix_time)
+    batches = BatchStore(data_dir / "batches", serving.unix_time)
+    worker = BatchWorker(
+        files,
+        batches,
+        partial(answer_for_batch, serving),
+        status_code,
+        num_at_once=serving.config.scheduler.max_num_seqs,
+    )
+    serving.in_background(worker.run)
+    app.state.endpoint = Endpoint(serving, door, files, batches, worker)
+    for family in routes.ALL:
+        app.include_router(family)
     app.include_router(dashboard_router())
     app.add_exception_handler(EvenflowError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from evenflow.server.auth import Door
+from evenflow.server.batches import BatchStore, BatchWorker, FileStore
 from evenflow.server.http import decode_json, read_body
-from evenflow.server.serving import Caller, Serving
-
-
-class Received(NamedTuple):
-    """A request as it came.
-
-    Attributes:
-        caller: who sent it.
-        body: decoded.
-        num_bytes: the body's size.
-    """
-
-    caller: Caller
-    body: Any
-    num_bytes: int
+from evenflow.server.serving import Received, Serving
 
 
 @dataclass(slots=True, frozen=True)
@@ -33,10 +20,16 @@ class Endpoint:
     Attributes:
         serving: takes requests to the engine.
         door: decides who may do what.
+        files: uploaded files.
+        batches: batches of requests.
+        batch_worker: answers them.
     """
 
     serving: Serving
     door: Door
+    files: FileStore
+    batches: BatchStore
+    batch_worker: BatchWorker
 
     async def read(self, request: Request) -> Any:
         """Return the decoded body; null for an empty one.

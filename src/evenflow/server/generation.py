@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
+from secrets import token_hex
 from typing import Any
 
 from evenflow.core.errors import (
@@ -12,10 +13,10 @@ from evenflow.core.errors import (
     EvenflowError,
     GenerationError,
 )
+from evenflow.core.ids import TenantId
 from evenflow.engine.openai import CHAT, ChunkWriter, ParsedRequest, parse_request, response_body
 from evenflow.engine.outputs import CompletionOutput, Delta, RequestOutput
-from evenflow.server.endpoint import Received
-from evenflow.server.serving import Caller, Model, Serving, prompt_id
+from evenflow.server.serving import Caller, Model, Received, Serving, prompt_id
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,24 @@ class Generation:
             chunk = writer.write(self._positions[delta.request_id], delta)
             if chunk is not None:
                 yield chunk
+
+
+async def answer_for_batch(
+    serving: Serving, tenant_id: TenantId, url: str, body: object
+) -> dict[str, Any]:
+    """Answer a line of a batch; others come first unless it says otherwise.
+
+    Raises:
+        EvenflowError: it is wrong, cannot be taken now, or could not be finished.
+    """
+    if isinstance(body, dict):
+        body = {"priority": "batch", **body}
+    caller = Caller(tenant_id, token_hex(12))
+    generation = await Generation.start(serving, url, Received(caller, body, _INLINE_BYTES))
+    try:
+        return await generation.result()
+    finally:
+        generation.abandon()
 
 
 def raise_if_cut_short(delta: Delta) -> None:

@@ -133,6 +133,15 @@ SCHEMAS: dict[str, Schema] = {
         "properties": {"session_id": _TEXT, "tenant": _TEXT, "ttl_s": _number(0, 86400)}
     },
     "PinRequest": {"properties": {"ttl_s": _number(0, 86400)}},
+    "BatchRequest": {
+        "properties": {
+            "input_file_id": _TEXT,
+            "endpoint": {"enum": ["/v1/chat/completions", "/v1/completions"]},
+            "completion_window": {"enum": ["24h"]},
+            "metadata": {"type": "object", "additionalProperties": _TEXT},
+        },
+        "required": ["input_file_id", "endpoint"],
+    },
     "ResponsesRequest": {
         "properties": {
             "input": {"anyOf": [_TEXT, {"type": "array", "items": _OBJECT}]},

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 from evenflow.config import EvenflowConfig
 from evenflow.core.clock import Clock, MonotonicClock
@@ -43,6 +43,9 @@ _LAG_PROBE_S = 0.1
 _DRAIN_RETRY_S = 5.0
 
 
+Background = Callable[[], Coroutine[Any, Any, None]]
+
+
 @dataclass(slots=True, frozen=True)
 class Caller:
     """Who sent a request, and what its headers say.
@@ -62,6 +65,20 @@ class Caller:
     timeout_s: float | None = None
     traceparent: str | None = None
     is_admin: bool = False
+
+
+class Received(NamedTuple):
+    """A request as it came.
+
+    Attributes:
+        caller: who sent it.
+        body: decoded.
+        num_bytes: the body's size.
+    """
+
+    caller: Caller
+    body: Any
+    num_bytes: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -135,6 +152,7 @@ class Serving:
         self.stopping = asyncio.Event()
         self.sentence_tokenizer: SentenceTokenizer | None = None
         self._model: Model | None = None
+        self._background: list[Background] = [self._watch_loop, self._log_summary]
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -178,14 +196,16 @@ class Serving:
             ToolCalling(tokenizer, None if parser == "auto" else parser),
             info.max_model_len * tokenizer.max_token_chars,
         )
-        self._tasks = {
-            asyncio.create_task(self._watch_loop()),
-            asyncio.create_task(self._log_summary()),
-        }
+        for job in self._background:
+            self._tasks.add(asyncio.create_task(job()))
 
     def unix_time(self) -> int:
         """Return the wall clock, in whole seconds."""
         return int(time.time())
+
+    def in_background(self, job: Background) -> None:
+        """Have a job run from `start` to `close`."""
+        self._background.append(job)
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests, let those that run finish, and hand back the rest."""

@@ -1,6 +1,6 @@
 """What the load tool asks a server before the load starts: is it there, its model, token counts.
 
-Knows: /v1/models and /tokenize.
+Knows: /v1/models, /tokenize, and how to ask for one token.
 Does not know: the load.
 """
 
@@ -37,16 +37,28 @@ class Server:
         self._base_url = base_url.rstrip("/")
         self._headers = headers
 
-    def wait_until_ready(self, timeout_s: float) -> None:
-        """Return when /v1/models answers.
+    def wait_until_ready(
+        self, path: str, model: str | None, *, is_chat: bool, timeout_s: float
+    ) -> None:
+        """Return when the server has answered a request for one token.
+
+        A server may list its model long before the model can answer.
+
+        Args:
+            path: the endpoint to ask.
+            model: the model to ask; None for the first listed.
+            is_chat: the endpoint takes messages.
+            timeout_s: how long to go on asking.
 
         Raises:
             ServerError: it does not within `timeout_s`.
         """
+        messages = [{"role": "user", "content": "Hi"}]
+        body = {"messages": messages} if is_chat else {"prompt": "Hi"}
         deadline_s = time.monotonic() + timeout_s
         while True:
             try:
-                self._fetch("/v1/models")
+                self._fetch(path, {"model": model or self.model_id(), "max_tokens": 1, **body})
                 return
             except ServerError:
                 if time.monotonic() >= deadline_s:

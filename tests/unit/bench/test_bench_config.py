@@ -132,3 +132,9 @@ def test_workload_warms_up_with_other_prompts_than_those_measured() -> None:
     load, warmups = make_workload(config, len, Vocabulary())
     assert (len(load), len(warmups)) == (3, 2)
     assert not {r.prompt for r in load} & {r.prompt for r in warmups}
+
+
+def test_config_records_the_settings_of_its_own_data_set_only() -> None:
+    settings = BenchConfig(dataset_name="sharegpt").workload_settings()
+    assert "sharegpt_output_len" in settings
+    assert not [name for name in settings if name.startswith(("random_", "prefix_", "custom_"))]

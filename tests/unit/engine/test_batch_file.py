@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from evenflow.core.errors import InvalidRequestError
-from evenflow.engine.batch_file import BatchRun
+from evenflow.engine.batch_file import BatchFile
+from evenflow.engine.batch_run import BatchRun
 from support.text_engine import make_fake_llm
 
 COMPLETION = "/v1/completions"
 
 
 def request(custom_id: str | None, prompt: str = "Hi", url: str = COMPLETION, **body: Any) -> bytes:
-    entry = {"method": "POST", "url": url, "body": {"prompt": prompt, **body}}
+    entry = {"method": "POST", "url": url, "body": {"prompt": prompt, "max_tokens": 99, **body}}
     if custom_id is not None:
         entry = {"custom_id": custom_id, **entry}
     return json.dumps(entry).encode()
@@ -32,10 +33,10 @@ def reply(request_id: str) -> str:
 
 def answer(
     input_path: Path, output_path: Path, num_answers: int | None = None, llm: Any = None
-) -> BatchRun:
+) -> BatchFile:
     """Answer what is missing, or the first few of it."""
-    batch = BatchRun(input_path, output_path, lambda: 1700000000.5)
-    answers = batch.answer(llm or make_fake_llm(reply))
+    batch = BatchFile(input_path, output_path)
+    answers = BatchRun(batch, llm or make_fake_llm(reply), lambda: 1700000000.5).answer()
     for number, _ in enumerate(answers, start=1):
         if number == num_answers:
             break
@@ -110,15 +111,15 @@ def test_answer_reports_a_bad_line_and_goes_on(
     assert entry["response"]["body"] == {"error": entry["error"]}
     assert set(entry["error"]) == {"message", "type", "param", "code"}
     assert batch.num_failed == 1
-    assert BatchRun(path, tmp_path / "out.jsonl", lambda: 0.0).num_missing == 0
+    assert BatchFile(path, tmp_path / "out.jsonl").num_missing == 0
 
 
 def test_answer_reports_a_request_that_fails_and_goes_on(tmp_path: Path) -> None:
     path = write_input(tmp_path, request("a"), request("b"))
-    batch = BatchRun(path, tmp_path / "out.jsonl", lambda: 0.0)
+    batch = BatchFile(path, tmp_path / "out.jsonl")
     llm = make_fake_llm(lambda _: "text")
     llm.engine._executor.failing.add("batch_req_1")
-    assert sorted(batch.answer(llm)) == [1, 2]
+    assert sorted(BatchRun(batch, llm, lambda: 0.0).answer()) == [1, 2]
     entries = read(tmp_path / "out.jsonl")
     assert entries["a"]["response"]["status_code"] == 500
     assert entries["a"]["error"]["message"] == "the test says so"
@@ -194,7 +195,7 @@ def test_run_refuses_a_foreign_output_file_and_leaves_it_alone(
     output_path = tmp_path / "out.jsonl"
     output_path.write_bytes(content)
     with pytest.raises(InvalidRequestError, match="something else than results") as caught:
-        BatchRun(write_input(tmp_path, request("a")), output_path, lambda: 0.0)
+        BatchFile(write_input(tmp_path, request("a")), output_path)
     assert caught.value.param == "output_file"
     assert output_path.read_bytes() == content
 
@@ -203,7 +204,7 @@ def test_run_refuses_its_own_input_as_output(tmp_path: Path) -> None:
     path = write_input(tmp_path, request("a"))
     before = path.read_bytes()
     with pytest.raises(InvalidRequestError):
-        BatchRun(path, path, lambda: 0.0)
+        BatchFile(path, path)
     assert path.read_bytes() == before
 
 
@@ -211,4 +212,4 @@ def test_run_refuses_an_output_file_that_cannot_be_written(tmp_path: Path) -> No
     path = write_input(tmp_path, request("a"))
     for output_path in (tmp_path / "nowhere" / "out.jsonl", tmp_path):
         with pytest.raises(InvalidRequestError, match="cannot be written"):
-            BatchRun(path, output_path, lambda: 0.0)
+            BatchFile(path, output_path)

@@ -10,6 +10,7 @@ import pytest
 
 from evenflow.config import load_config
 from evenflow.core.errors import ConfigError, KVMemoryError
+from evenflow.core.ids import TenantId
 from evenflow.engine import build
 from evenflow.engine.build import Runtime, build_runtime
 from support.gguf_files import write_tiny
@@ -75,3 +76,15 @@ def test_build_runtime_takes_a_number_of_blocks_whatever_memory_is_free(
         start(directory, load_format="dummy")
     runtime = start(directory, load_format="dummy", num_blocks_override=8)
     assert runtime.kv_plan.num_blocks == 8
+
+
+def test_build_scheduler_takes_what_tenants_may_run_from_settings_and_keys_file(
+    tmp_path: Path,
+) -> None:
+    keys_file = tmp_path / "keys.toml"
+    keys_file.write_text("[tenants.big]\nmax_running = 7\n[tenants.plain]\n")
+    keys_file.chmod(0o600)
+    config = load_config({"tenant_max_running": 2, "keys_file": keys_file}).config
+    seats = build.build_scheduler(config, 8).seats
+    limits = [seats.limit(TenantId(name)) for name in ("big", "plain", "stranger")]
+    assert limits == [7, 2, 2]

@@ -77,6 +77,14 @@ def test_pooling_request_may_fill_the_whole_context() -> None:
         engine.add_request("e", prompt(33), RAW)
 
 
+def test_pooling_request_reserves_no_room_for_output() -> None:
+    engine, _ = make_engine()
+    engine.add_request("e", prompt(40), RAW)
+    engine.step()
+    stats = engine.scheduler.kv.stats()
+    assert (stats.num_used, stats.num_reserved) == (10, 0)
+
+
 def test_pooling_request_shares_steps_with_generation() -> None:
     engine, executor = make_engine()
     engine.add_request("g", prompt(5), GREEDY)

@@ -197,6 +197,21 @@ def test_service_is_free_for_a_shared_prompt_that_was_taken_back() -> None:
     assert engine.scheduler.service.num_prompt_tokens == {"p": 12 + 1, "x": 45}
 
 
+def test_service_never_falls_when_half_a_prompt_is_computed_again() -> None:
+    engine, _ = make_engine(
+        num_blocks=16, max_num_batched_tokens=3, max_num_seqs=2, enable_prefix_caching=False
+    )
+    add(engine, "b0", length=16, max_tokens=40)
+    add(engine, "c0", length=36, max_tokens=1, start=100)
+    charged, preempted = [0], engine.scheduler.requests["c0"]
+    while engine.has_work:
+        engine.step()
+        charged.append(engine.scheduler.service.num_prompt_tokens[TenantId("c")])
+    assert preempted.num_preemptions == 1
+    assert charged == sorted(charged)
+    assert charged[-1] == 36
+
+
 def test_service_is_not_charged_again_after_a_preemption() -> None:
     engine, _ = make_engine(num_blocks=16, max_model_len=64, enable_prefix_caching=False)
     for number, name in enumerate(("a0", "b0", "c0")):

@@ -163,12 +163,12 @@ def test_stream_fails_with_what_it_has_when_the_generation_breaks_off() -> None:
     request = parse_request({"input": "Hi", "stream": True}, lambda _: None)
     stream = ResponsesStream(request, "resp_1", created=CREATED, model=MODEL)
     stream.start()
-    for chunk in list(chunks(TEXT))[:4]:
+    for chunk in list(chunks(TEXT))[:6]:
         stream.push(chunk)
     *_, last = stream.fail("the engine stopped")
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
     assert last["response"]["error"] == {"code": "server_error", "message": "the engine stopped"}
-    assert last["response"]["output"][0]["content"][0]["text"] == "Hel"
+    assert last["response"]["output"][0]["content"][0]["text"] == "Hello"
 
 
 def test_logprobs_reach_the_client() -> None:

@@ -131,6 +131,13 @@ def test_parser_keeps_the_beginning_of_a_constrained_call_when_the_length_limit_
     assert read(text, is_constrained=True) == (None, [("find", '{"q": "a\\')])
 
 
+@pytest.mark.parametrize("cut", ["", "<tool_", "<tool_call>\n", '<tool_call>\n{"name": "fi'])
+def test_parser_shows_no_half_call_when_the_length_limit_cuts_a_forced_one(cut: str) -> None:
+    options = {"is_constrained": True, "calls_only": True}
+    assert read(f"{CALL}\n{cut}", **options) == (None, [("find", '{"q": "a"}')])
+    assert read(cut, **options) == ("", [])
+
+
 def test_parser_drops_calls_beyond_the_limit() -> None:
     assert read(CALL + "\n" + CALL, max_calls=1) == (None, [("find", '{"q": "a"}')])
 

@@ -105,6 +105,19 @@ def test_grammar_writes_a_mark_that_is_a_special_token_as_that_token() -> None:
         assert not llguidance.LLMatcher.validate_grammar(grammar, llguidance.LLTokenizer("byte"))
 
 
+def test_grammar_holds_whatever_text_stands_in_a_schema() -> None:
+    for odd in ("a ::= b", "\u2028", "\nstart: /x/", "// %ignore"):
+        parameters = {"properties": {odd: {"const": odd}}, "required": [odd], "description": odd}
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        wanted = parse_tool_request({"tools": [tool], "tool_choice": "required"})
+        assert wanted is not None
+        grammar = call_grammar(FORMATS["hermes"], wanted)
+        assert grammar is not None
+        assert "::=" not in grammar
+        call = FORMATS["hermes"].write_call("f", {odd: odd})
+        assert accepts(grammar, FORMATS["hermes"].write([call]))
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_parser_reads_what_a_grammar_accepts(form: str) -> None:
     wanted = request(tool_choice="required")

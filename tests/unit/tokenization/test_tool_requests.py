@@ -32,8 +32,9 @@ def test_request_lets_the_model_choose_by_default() -> None:
     assert not request.is_constrained
 
 
-def test_request_has_one_call_without_parallel_calls() -> None:
-    request = parse_tool_request({"tools": [tool()], "parallel_tool_calls": False})
+@pytest.mark.parametrize("field", [{"parallel_tool_calls": False}, {"tool_choice": chosen("find")}])
+def test_request_has_one_call_when_one_is_asked_for(field: dict[str, Any]) -> None:
+    request = parse_tool_request({"tools": [tool()], **field})
     assert request is not None
     assert request.max_calls == 1
 

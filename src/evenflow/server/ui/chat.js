@@ -7,6 +7,7 @@ import { milliseconds, rate } from "./format.js";
 import { readEvents } from "./sse.js";
 
 export class Chat {
+  #model = "";
   /** @type {{role: string, content: string}[]} */
   #messages = [];
   /** @type {AbortController|null} set while an answer streams */
@@ -22,7 +23,6 @@ export class Chat {
     this.api = api;
     this.onLocked = onLocked;
     this.onOpen = onOpen;
-    this.model = "";
     this.log = byId("chat-log");
     this.input = byId("chat-input");
     byId("chat-form").addEventListener("submit", (event) => {
@@ -38,6 +38,12 @@ export class Chat {
     byId("chat-clear").addEventListener("click", () => this.#clear());
   }
 
+  /** The model to ask; nothing can be sent before it is known. */
+  set model(name) {
+    this.#model = name;
+    byId("chat-send").disabled = false;
+  }
+
   #clear() {
     this.#abort?.abort();
     this.#messages = [];
@@ -46,7 +52,7 @@ export class Chat {
 
   async #send() {
     const content = this.input.value.trim();
-    if (!content || this.#abort) return;
+    if (!content || !this.#model || this.#abort) return;
     this.input.value = "";
     this.#messages.push({ role: "user", content });
     this.log.append(create("div", { class: "message user" }, content));
@@ -75,7 +81,7 @@ export class Chat {
       headers: { "Content-Type": "application/json" },
       signal: this.#abort.signal,
       body: JSON.stringify({
-        model: this.model,
+        model: this.#model,
         messages,
         max_tokens: byId("chat-max-tokens").valueAsNumber,
         temperature: byId("chat-temperature").valueAsNumber,

@@ -7,7 +7,7 @@
 
 import { readEvents } from "./sse.js";
 
-const SILENCE_MS = 5000; // events come every 500 ms
+const SILENCE_MS = 20_000; // events come every 500 ms, but wait for the engine's step to end
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 15_000;
 

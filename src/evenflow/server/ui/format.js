@@ -26,6 +26,7 @@ export const ratio = orNothing((value) => value.toFixed(3));
 
 /** Milliseconds with a unit that fits: 0.42 → "0.42 ms", 1240 → "1.24 s" */
 export const milliseconds = orNothing((value) => {
+  if (value === 0) return "0 ms";
   if (value >= 10_000) return `${(value / 1000).toFixed(1)} s`;
   if (value >= 1000) return `${(value / 1000).toFixed(2)} s`;
   if (value >= 100) return `${value.toFixed(0)} ms`;

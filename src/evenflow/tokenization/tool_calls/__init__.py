@@ -7,7 +7,8 @@ Does not know: token ids, HTTP, how a grammar is enforced.
 Invariants:
     Reading depends on the text only, never on how it was cut into pieces.
     Nothing is lost: what is no sound call of a function that may be called is content. Only
-    whitespace next to a call is dropped, and calls beyond the first when one was asked for.
+    whitespace next to a call is dropped, calls beyond the first when one was asked for, and what
+    the length limit leaves of a forced call that has no name yet.
     A call's arguments are a JSON object, except when the length limit cuts a forced call short.
 
 One request, from body to answer:

@@ -83,6 +83,7 @@ class ToolCalling:
             id_seed,
             max_calls=request.max_calls,
             is_constrained=request.is_constrained,
+            calls_only=request.must_call,
         )
 
 

@@ -80,13 +80,14 @@ def parse_tool_request(body: Mapping[str, object]) -> ToolRequest | None:
         raise _wrong("tools", "must be a list", f"it is {type(tools).__name__}")
     functions = _parse_tools(tools)
     must_call, callable_names = _parse_choice(choice, frozenset(functions))
+    is_one_call = parallel is False or (isinstance(choice, Mapping) and "function" in choice)
     if not callable_names:
         return None
     return ToolRequest(
         tools=tools,
         functions=tuple(functions[name] for name in functions if name in callable_names),
         must_call=must_call,
-        max_calls=1 if parallel is False else None,
+        max_calls=1 if is_one_call else None,
     )
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from evenflow.tokenization.tool_calls.formats import ToolFormat
-from evenflow.tokenization.tool_calls.functions import Function, ToolRequest
+from evenflow.tokenization.tool_calls.functions import ToolRequest
 
 MAX_FORCED_CALLS = 16
 """Most calls a grammar lets a model write in one answer; small models know no end."""
@@ -37,7 +37,7 @@ def call_grammar(
     elif answer_schema is not None:
         start = [
             f"start: {writer.calls(form.prefix)} | answer",
-            _json_rule("answer", answer_schema),
+            f"answer: {_json(answer_schema)}",
         ]
     elif any(function.strict for function in request.functions):
         start = writer.text_with_calls()
@@ -80,8 +80,7 @@ class _Writer:
         rules = ["call: " + " | ".join(f"call_{number}" for number in numbers)]
         for number, function in enumerate(self._functions):
             header = f'{{"name": "{function.name}", "{self._form.arguments_key}": '
-            rules.append(f'call_{number}: {_literal(header)} arguments_{number} "}}"')
-            rules.append(_arguments_rule(number, function))
+            rules.append(f'call_{number}: {_literal(header)} {_json(function.parameters)} "}}"')
         return rules
 
     def _marked(self, text: str) -> str:
@@ -95,12 +94,10 @@ class _Writer:
         )
 
 
-def _arguments_rule(number: int, function: Function) -> str:
-    return _json_rule(f"arguments_{number}", function.parameters)
-
-
-def _json_rule(name: str, schema: Mapping[str, object]) -> str:
-    return f"{name}: %json {json.dumps({**schema, 'x-guidance': _SPELLING})}"
+def _json(schema: Mapping[str, object]) -> str:
+    text = json.dumps({**schema, "x-guidance": _SPELLING})
+    # Who compiles a grammar takes it for GBNF if this is anywhere in it, also in a description.
+    return "%json " + text.replace("::=", "\\u003a:=")
 
 
 def _literal(text: str) -> str:

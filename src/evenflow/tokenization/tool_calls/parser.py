@@ -43,6 +43,8 @@ class ToolCallParser:
         max_calls: further calls are dropped.
         is_constrained: a grammar guarantees that every call is sound and written exactly as
             `ToolFormat.write` does.
+        calls_only: the grammar has nothing but calls; anything else is a call that the length
+            limit cut short before its name, and is dropped.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class ToolCallParser:
         *,
         max_calls: int | None = None,
         is_constrained: bool = False,
+        calls_only: bool = False,
     ) -> None:
         self._form = form
         self._names = names
         self._id_seed = id_seed
         self._max_calls = max_calls
         self._streams = is_constrained
+        self._calls_only = calls_only
         self._held = ""
         self._opening = ""  # what led to the call in `_held`; content if it turns out to be none
         self._object = ObjectEnd()
@@ -203,7 +207,7 @@ class ToolCallParser:
     def _emit_content(self, text: str) -> None:
         if self._is_after_call and (not self._has_content or text.isspace()):
             text = text.lstrip()
-        if not text:
+        if not text or self._calls_only:
             return
         self._is_after_call = False
         self._has_content = True
