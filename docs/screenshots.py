@@ -26,7 +26,7 @@ ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-backgroun
 WATCHED_S = 75  # for the charts to fill
 READY_TIMEOUT_S = 120
 
-TENANTS = {"search": 5, "assistant": 4, "nightly-batch": 5, "evaluation": 3}
+TENANTS = {"search": 4, "assistant": 3, "nightly-batch": 4, "evaluation": 2}
 """Clients of each tenant, which send one request after the other."""
 
 TOPICS = [
@@ -58,7 +58,8 @@ def started_server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(Path(sys.executable).with_name("evenflow")), "serve", "smollm2"]
-    command += ["--port", str(port), "--num-blocks-override", "400", "--max-num-seqs", "14"]
+    command += ["--port", str(port), "--max-num-seqs", "10"]
+    command += ["--num-blocks-override", "256", "--max-model-len", "2048"]
     with subprocess.Popen(command) as process:
         try:
             url = f"http://127.0.0.1:{port}"
@@ -137,11 +138,13 @@ def take_pictures(url: str, seconds: float) -> None:
         pages["dashboard-dark"].fill("#chat-input", "What is a KV cache? Answer in two sentences.")
         pages["dashboard-dark"].click("#chat-send")
         time.sleep(seconds)
-        pages["dashboard-light"].locator("#request-rows tr").first.click()
-        pages["dashboard-light"].wait_for_selector("#timeline-intervals tr")
         for name, page in pages.items():
             page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=IMAGES / f"{name}.png")
+        page = pages["dashboard-light"]
+        page.locator("#request-rows tr").first.click()
+        page.wait_for_selector("#timeline-intervals tr")
+        page.locator("#timeline").screenshot(path=IMAGES / "dashboard-request.png")
         browser.close()
 
 

@@ -13,7 +13,7 @@ from evenflow.core.structured import StructuredOutput
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 20},
+        "name": {"type": "string", "maxLength": 12},
         "age": {"type": "integer", "minimum": 0, "maximum": 120},
         "email": {"type": "string", "pattern": "^[a-z]{1,8}@[a-z]{1,8}\\.com$"},
         "pets": {
@@ -29,7 +29,7 @@ SCHEMA = {
                     {"type": "null"},
                 ]
             },
-            "maxItems": 2,
+            "maxItems": 1,
         },
     },
     "required": ["name", "age", "email", "pets"],

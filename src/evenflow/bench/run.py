@@ -7,18 +7,20 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evenflow.bench.config import BenchConfig, rate_for_json
 from evenflow.bench.metrics import client_queue_s, failures, summarize
 from evenflow.bench.result import BenchResult
 from evenflow.bench.tenants import by_tenant
 from evenflow.bench.workload import make_workload
-from evenflow.tokenization import Tokenizer
 from evenflow.workloads.client import LoadClient, RequestRecord, Target
 from evenflow.workloads.request import WorkloadRequest
 from evenflow.workloads.server import Server, ServerError
 from evenflow.workloads.text import TokenCounter, Vocabulary
+
+if TYPE_CHECKING:
+    from evenflow.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def run_benchmark(
     cpu_s = time.process_time() - cpu_s
     duration_s = max(record.end_s for record in records)
     summary = {
-        **_header(config, target.model, date),
+        **_header(config, target.model, len(records), date),
         **summarize(records, duration_s, config.metric_percentiles, config.goodput),
         **_health(config, records, cpu_s),
         "errors_by_kind": failures(records),
@@ -109,7 +111,7 @@ def _target(config: BenchConfig, model: str) -> Target:
     )
 
 
-def _header(config: BenchConfig, model: str, date: datetime) -> dict[str, Any]:
+def _header(config: BenchConfig, model: str, num: int, date: datetime) -> dict[str, Any]:
     """Return what the result says about the run itself."""
     header = {
         "date": date.strftime("%Y%m%d-%H%M%S"),
@@ -118,7 +120,7 @@ def _header(config: BenchConfig, model: str, date: datetime) -> dict[str, Any]:
         "label": config.label or config.backend,
         "model_id": model,
         "tokenizer_id": config.tokenizer,
-        "num_prompts": config.num_prompts,
+        "num_prompts": num,
         "request_rate": rate_for_json(config.request_rate),
         "burstiness": rate_for_json(config.burstiness),
         "max_concurrency": config.max_concurrency,

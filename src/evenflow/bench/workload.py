@@ -27,11 +27,13 @@ def make_workload(
 
     Raises:
         InvalidRequestError: the data set cannot be read.
-        ConfigError: arrival times are wanted that the data set does not have.
+        ConfigError: arrival times are wanted that the data set does not have, or its prompts are
+            not what the endpoint takes.
     """
     lengths_rng, arrivals_rng, tenants_rng = np.random.default_rng(config.seed).spawn(3)
     num = config.num_prompts + config.num_warmups
     requests, is_timed = _dataset(config, num, count_tokens, lengths_rng)
+    _check_shape(config, requests)
     written = with_text(requests, vocabulary, config.seed)
     load, warmups = written[: config.num_prompts], written[config.num_prompts :]
     load = _with_arrivals(config, load, is_timed, arrivals_rng)
@@ -49,6 +51,20 @@ def _dataset(
         return read_trace(_path(config), num)
     requests = _untimed(config, num, count_tokens, rng)
     return datasets.as_sessions(requests, config.num_turns, config.turn_think_time_s), False
+
+
+def _check_shape(config: BenchConfig, requests: Sequence[WorkloadRequest]) -> None:
+    """Refuse chats for a completions endpoint, and token ids for a chat endpoint."""
+    if config.is_chat and any(isinstance(request.prompt, tuple) for request in requests):
+        raise ConfigError(
+            "the data set has prompts of token ids, which a chat cannot carry",
+            fix="Use --backend openai",
+        )
+    if not config.is_chat and any(request.messages is not None for request in requests):
+        raise ConfigError(
+            "the data set has chats, which a completions endpoint does not take",
+            fix="Use --backend openai-chat",
+        )
 
 
 def _untimed(

@@ -283,8 +283,13 @@ def _summary(intervals: Sequence[Interval], events: Sequence[RequestEvent]) -> s
             "--max-num-seqs so that each step is shorter."
         )
     longest = max(parts, key=lambda part: part.duration_s)
+    # Behind others nobody knows what a request lacks; it is likely what it lacks at the door.
+    waits = [part for part in intervals if part.reason is not None]
+    reason = longest.reason
+    if reason is None and waits:
+        reason = max(waits, key=lambda part: part.duration_s).reason
     word = "Queued" if most is IntervalKind.QUEUED else "Held"
-    return f"{word} {share} ({longest.cause}): {_ADVICE[longest.reason]}."
+    return f"{word} {share} ({longest.cause}): {_ADVICE[reason]}."
 
 
 def _share(seconds: float, totals: dict[IntervalKind, float]) -> str:

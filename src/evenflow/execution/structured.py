@@ -105,8 +105,8 @@ class GrammarCompiler:
         self._token_bytes = token_bytes
         self._num_tokens = min(num_tokens, vocab_size)
         self._vocab_size = vocab_size
+        self._end_ids = sorted(token for token in end_ids if token < vocab_size)
         self._special_ids = sorted(token for token in special_ids | end_ids if token < vocab_size)
-        self._end_ids = sorted(end_ids)
         self._lock = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._grammars: dict[StructuredOutput, LlguidanceGrammar] = {}
@@ -151,9 +151,9 @@ class GrammarCompiler:
                 log_level=0,
                 limits=llguidance.LLParserLimits(
                     initial_lexer_fuel=300_000,
-                    step_max_items=10_000,
+                    step_max_items=20_000,
                     step_lexer_fuel=100_000,
-                    max_lexer_states=20_000,
+                    max_lexer_states=50_000,
                     max_grammar_size=100_000,
                     verbose_errors=False,
                 ),
@@ -208,7 +208,6 @@ class _Vocabulary:
 def _definition(structured: StructuredOutput) -> dict[str, Any]:
     """Write a specification as an entry of llguidance's list of grammars."""
     import llguidance
-    from llguidance.gbnf_to_lark import any_to_lark
 
     spec = structured.spec
     match structured.kind:
@@ -220,10 +219,19 @@ def _definition(structured: StructuredOutput) -> dict[str, Any]:
             return {"lark_grammar": f"start: /{llguidance.regex_to_lark(spec, '')}/"}
         case "grammar":
             _check_rules(structured)
-            return {"lark_grammar": any_to_lark(spec) if "::=" in spec else spec}
+            return {"lark_grammar": _from_gbnf(structured) if "::=" in spec else spec}
         case "choice":
             texts = [json.dumps(text).replace("\x7f", "\\u007f") for text in json.loads(spec)]
             return {"lark_grammar": f"start: TEXT\nTEXT: {' | '.join(texts)}"}
+
+
+def _from_gbnf(structured: StructuredOutput) -> str:
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(structured.spec)
+    except Exception as error:  # the converter raises many things, some of them by accident
+        raise structured.refusal(f"the grammar is not GBNF: {str(error)[:500]}") from error
 
 
 def _check_rules(structured: StructuredOutput) -> None:

@@ -152,21 +152,21 @@ class LoadClient:
     ) -> None:
         """Send the turns of a session; once one fails, the rest fails with it."""
         conversation = _Conversation(self._target.is_chat)
+        keep_text = self._keep_text or len(session) > 1
         is_broken = False
         for turn, record in enumerate(session):
-            if turn > 0:
-                record.due_s = max(record.due_s, self._now_s() + record.request.think_time_s)
-                await self._sleep_until(record.due_s)
-            prompt = conversation.prompt_of(record.request)
-            keep_text = self._keep_text or len(session) > 1
             if is_broken:
-                record.start_s = record.end_s = self._now_s()
+                record.due_s = record.start_s = record.end_s = self._now_s()
                 record.failure = Failure("session", "an earlier turn of the session failed")
             else:
+                if turn > 0:
+                    record.due_s = max(record.due_s, self._now_s() + record.request.think_time_s)
+                    await self._sleep_until(record.due_s)
+                prompt = conversation.prompt_of(record.request)
                 async with self._slots:
                     await self._send(http, record, prompt, keep_text=keep_text)
+                conversation.add_answer(record.text)
                 is_broken = record.failure is not None
-            conversation.add_answer(record.text)
             if self._on_done is not None:
                 self._on_done(record)
 
@@ -179,25 +179,11 @@ class LoadClient:
         keep_text: bool,
     ) -> None:
         """Send one request, read its answer, and fill in its record."""
-        target, tenant = self._target, record.request.tenant
-        key = target.tenant_keys.get(tenant)
-        headers = {**target.headers, "Content-Type": "application/json"}
-        body: dict[str, Any] = {
-            "model": target.model,
-            "max_tokens": record.request.num_output_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **prompt,
-        }
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        elif tenant:
-            body["user"] = tenant
-        data = json.dumps({**body, **target.body}).encode()
+        headers, data = self._message(record.request, prompt)
         stream = CompletionStream(keep_text)
         record.start_s = self._now_s()
         try:
-            async with http.post(target.url, data=data, headers=headers) as response:
+            async with http.post(self._target.url, data=data, headers=headers) as response:
                 if response.status != 200:
                     record.failure = await _http_failure(response)
                 else:
@@ -207,12 +193,31 @@ class LoadClient:
         except StreamError as error:
             record.failure = Failure(error.kind, str(error)[:_MAX_ERROR_CHARS])
         except TimeoutError:
-            record.failure = Failure("timeout", f"no end after {target.timeout_s:g} s")
+            record.failure = Failure("timeout", f"no end after {self._target.timeout_s:g} s")
         except (aiohttp.ClientError, OSError) as error:
             kind = "connection" if stream.end_s is None else "incomplete_stream"
             message = f"{type(error).__name__}: {error}"
             record.failure = Failure(kind, message[:_MAX_ERROR_CHARS])
         self._fill(record, stream)
+
+    def _message(
+        self, request: WorkloadRequest, prompt: Mapping[str, Any]
+    ) -> tuple[dict[str, str], bytes]:
+        """Return the headers and the body of a request."""
+        target = self._target
+        headers = {**target.headers, "Content-Type": "application/json"}
+        body: dict[str, Any] = {
+            "model": target.model,
+            "max_tokens": request.num_output_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **prompt,
+        }
+        if request.tenant in target.tenant_keys:
+            headers["Authorization"] = f"Bearer {target.tenant_keys[request.tenant]}"
+        elif request.tenant:
+            body["user"] = request.tenant
+        return headers, json.dumps({**body, **target.body}).encode()
 
     def _fill(self, record: RequestRecord, stream: CompletionStream) -> None:
         usage = stream.usage or {}

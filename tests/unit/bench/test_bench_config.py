@@ -138,3 +138,20 @@ def test_config_records_the_settings_of_its_own_data_set_only() -> None:
     settings = BenchConfig(dataset_name="sharegpt").workload_settings()
     assert "sharegpt_output_len" in settings
     assert not [name for name in settings if name.startswith(("random_", "prefix_", "custom_"))]
+
+
+@pytest.mark.parametrize(
+    ("backend", "line", "fix"),
+    [
+        ("openai", '{"messages": [{"role": "user", "content": "a"}]}', "--backend openai-chat"),
+        ("openai-chat", '{"prompt": [1, 2]}', "--backend openai"),
+    ],
+)
+def test_workload_refuses_prompts_that_the_endpoint_does_not_take(
+    tmp_path: Path, backend: str, line: str, fix: str
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(line)
+    with pytest.raises(ConfigError) as raised:
+        workload(backend=backend, dataset_name="custom", dataset_path=path)
+    assert raised.value.fix == f"Use {fix}"

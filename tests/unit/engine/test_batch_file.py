@@ -122,7 +122,7 @@ def test_answer_reports_a_request_that_fails_and_goes_on(tmp_path: Path) -> None
     assert sorted(BatchRun(batch, llm, lambda: 0.0).answer()) == [1, 2]
     entries = read(tmp_path / "out.jsonl")
     assert entries["a"]["response"]["status_code"] == 500
-    assert entries["a"]["error"]["message"] == "the test says so"
+    assert entries["a"]["error"]["message"] == "the test says so."
     assert entries["b"]["error"] is None
     assert batch.num_failed == 1
 

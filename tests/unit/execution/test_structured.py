@@ -203,6 +203,8 @@ WRONG: list[tuple[StructuredKind, str, str]] = [
     ("regex", "(a", "unclosed group"),
     ("regex", r"(a)\1", "backreferences"),
     ("grammar", "start: nothing", "nothing"),
+    ("grammar", 'root ::= "a" [0-9', "not GBNF"),
+    ("grammar", 'root ::= "a', "not GBNF"),
     ("grammar", "start: a\na: b\nb: a", "no text satisfies it"),
 ]
 

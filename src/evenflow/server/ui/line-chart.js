@@ -6,7 +6,7 @@ import { prepare, resolveColor } from "./canvas.js";
 import { create, setText } from "./dom.js";
 
 const MARGIN = { top: 8, right: 2, bottom: 18, left: 52 };
-const GAP_S = 3; // a longer silence is shown as a hole
+const GAP_S = 10; // a longer silence is shown as a hole
 
 /**
  * @typedef {object} Series
