@@ -20,7 +20,8 @@ import sys
 from evenflow.config import load_config
 from evenflow.core.clock import MonotonicClock
 from evenflow.core.sampling import SamplingParams
-from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.engine.engine import Engine
+from evenflow.engine.limits import ModelLimits
 from evenflow.execution.executor import ScriptedExecutor
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.models.sources import resolve

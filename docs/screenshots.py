@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -148,7 +148,7 @@ def take_pictures(url: str, seconds: float) -> None:
         browser.close()
 
 
-def open_page(browser: Browser, url: str, theme: str, size: tuple[int, int], scale: int):
+def open_page(browser: Browser, url: str, theme: str, size: tuple[int, int], scale: int) -> Page:
     """Open the dashboard."""
     page = browser.new_page(
         viewport={"width": size[0], "height": size[1]},

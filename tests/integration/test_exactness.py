@@ -11,7 +11,8 @@ import torch
 from evenflow import LLM, SamplingParams
 from evenflow.core.clock import ManualClock
 from evenflow.core.rng import derive_seed
-from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.engine.engine import Engine
+from evenflow.engine.limits import ModelLimits
 from evenflow.engine.outputs import CompletionOutput
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.policy import Policy, load_policy

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from evenflow.core.clock import ManualClock
 from evenflow.core.request import RequestView
 from evenflow.core.sampling import SamplingParams
-from evenflow.engine.engine import Engine, ModelLimits, completion_id
+from evenflow.engine.engine import Engine, completion_id
+from evenflow.engine.limits import ModelLimits
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.policy import AdmissionView, RankKey, load_policy
 from evenflow.scheduling.scheduler import Scheduler

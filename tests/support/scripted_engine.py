@@ -5,7 +5,8 @@ from __future__ import annotations
 from zlib import crc32
 
 from evenflow.core.clock import ManualClock
-from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.engine.engine import Engine
+from evenflow.engine.limits import ModelLimits
 from evenflow.execution.executor import ScriptedExecutor
 from evenflow.fairness.tenants import TenantDirectory
 from evenflow.memory.kv_cache_manager import KVCacheManager

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from evenflow.core.clock import ManualClock
-from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.engine.engine import Engine
+from evenflow.engine.limits import ModelLimits
 from evenflow.execution.executor import scripted_hidden_sum
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult

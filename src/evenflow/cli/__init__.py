@@ -24,6 +24,7 @@ VERBS = {
     "bench": ("evenflow.cli.bench:bench", "Measure a server under load, compare measurements."),
     "keys": ("evenflow.cli.keys:keys", "Make API keys for a server."),
     "top": ("evenflow.cli.top:top", "Show what a running server is doing."),
+    "explain": ("evenflow.cli.explain:explain", "Tell where a request's time went."),
     "config": ("evenflow.cli.config:config", "Show settings and where their values come from."),
 }
 

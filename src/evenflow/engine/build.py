@@ -15,8 +15,9 @@ from evenflow.core.errors import ConfigError
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.structured import TokenGrammar
-from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.engine.engine import Engine
 from evenflow.engine.free_memory import free_memory_bytes
+from evenflow.engine.limits import ModelLimits
 from evenflow.execution.attention import Attention
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_ops import CpuOps

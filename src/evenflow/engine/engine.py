@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from evenflow.core.clock import Clock
-from evenflow.core.errors import (
-    ContextLengthError,
-    DuplicateRequestError,
-    InvalidRequestError,
-)
+from evenflow.core.errors import DuplicateRequestError, InvalidRequestError
 from evenflow.core.ids import DEFAULT_TENANT, RequestId, TenantId
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.request import Request
@@ -21,6 +17,7 @@ from evenflow.core.slo import Slo
 from evenflow.core.status import RequestStatus
 from evenflow.core.structured import TokenGrammar
 from evenflow.engine.explain import Explanation, explain
+from evenflow.engine.limits import ModelLimits
 from evenflow.engine.outputs import Delta
 from evenflow.engine.progress import CompletionProgress
 from evenflow.engine.sessions import Session, SessionTable
@@ -51,23 +48,6 @@ class StepTimes:
     num_steps: int = 0
     num_tokens: int = 0
     num_requests: int = 0
-
-
-@dataclass(slots=True, frozen=True)
-class ModelLimits:
-    """What the engine must know about a model to accept requests for it.
-
-    Attributes:
-        max_model_len: most tokens of prompt and output together.
-        vocab_size: token ids are below this.
-        eos_token_ids: tokens that end a generation unless `ignore_eos`.
-        hidden_size: entries of an embedding; None for a model without numbers.
-    """
-
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: frozenset[int] = field(default_factory=frozenset)
-    hidden_size: int | None = None
 
 
 class Engine:
@@ -187,10 +167,10 @@ class Engine:
             DuplicateRequestError: the id is in use.
             SessionNotFoundError: the tenant has no such session.
         """
+        self.limits.check(prompt_token_ids, params)
         pooling: PoolingParams | None = None
         if isinstance(params, PoolingParams):
             pooling, params = params, SamplingParams()
-        self._check_prompt(prompt_token_ids, params, pooling)
         if deadline_s is not None:
             self._note_deadline(deadline_s)
         params = _under_grammar(params, grammar)
@@ -317,46 +297,6 @@ class Engine:
                     fix="Send every request under an id of its own",
                 )
         return ids
-
-    def _check_prompt(
-        self,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        pooling: PoolingParams | None,
-    ) -> None:
-        limits = self.limits
-        if pooling is not None and limits.hidden_size is not None:
-            pooling.check_fits(limits.hidden_size)
-        if not prompt_token_ids:
-            raise InvalidRequestError(
-                "the prompt is empty", param="prompt", fix="Send at least one token"
-            )
-        num_to_come = 1 if pooling is None else 0
-        if len(prompt_token_ids) + num_to_come > limits.max_model_len:
-            raise ContextLengthError(
-                f"the prompt has {len(prompt_token_ids)} tokens",
-                param="prompt",
-                why=f"prompt and output together may have {limits.max_model_len}",
-                fix="Shorten the prompt or start with a larger --max-model-len",
-            )
-        named = {
-            "prompt": prompt_token_ids,
-            "stop_token_ids": params.stop_token_ids,
-            "logit_bias": params.logit_bias,
-        }
-        for name, ids in named.items():
-            if any(type(token_id) is not int for token_id in ids):
-                raise InvalidRequestError(
-                    f"{name} holds something else than token ids",
-                    param=name,
-                    why="token ids are whole numbers",
-                )
-            if ids and not 0 <= min(ids) <= max(ids) < limits.vocab_size:
-                raise InvalidRequestError(
-                    f"{name} holds a token id that the model does not have",
-                    param=name,
-                    why=f"ids go from 0 to {limits.vocab_size - 1}",
-                )
 
     def _update(
         self, plan: StepPlan, result: StepResult, now_s: float

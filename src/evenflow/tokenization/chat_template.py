@@ -121,6 +121,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
+        rewrite: Callable[[str], str] = str,
         **kwargs: object,
     ) -> str:
         """Write `messages` as one prompt.
@@ -129,18 +130,20 @@ class ChatTemplate:
             messages: OpenAI's shape, see `check_messages`.
             add_generation_prompt: end with the opening of the assistant's turn.
             tools: JSON schemas of functions, for templates that know tools.
+            rewrite: called with each text of the caller's before the template sees it.
             **kwargs: further names for the template, such as `enable_thinking`.
 
         Raises:
             InvalidRequestError: the messages are malformed, or the template refuses them.
         """
-        values = {
-            "documents": None,
-            **self._names,
+        given = {
             **{name: plain_json(value, name) for name, value in kwargs.items()},
             "messages": check_messages(messages),
             "tools": plain_json(tools, "tools"),
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": plain_json(add_generation_prompt, "add_generation_prompt"),
+        }
+        values = {"documents": None, **self._names} | {
+            name: _rewritten(value, rewrite) for name, value in given.items()
         }
         try:
             return self._template.render(values)
@@ -213,6 +216,17 @@ def plain_json(value: object, param: str, depth: int = 0) -> object:
         param=param,
         why=f"it holds {type(value).__name__} at level {depth}",
     )
+
+
+def _rewritten(value: object, rewrite: Callable[[str], str]) -> object:
+    """Copy plain JSON with each text replaced, names within objects included."""
+    if isinstance(value, str):
+        return rewrite(value)
+    if isinstance(value, dict):
+        return {rewrite(name): _rewritten(item, rewrite) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rewritten(item, rewrite) for item in value]
+    return value
 
 
 def _refuse(what: str, why: str) -> NoReturn:

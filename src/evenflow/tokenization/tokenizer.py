@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ import tokenizers
 from evenflow.core.errors import InvalidRequestError
 from evenflow.tokenization.chat_template import CHATML, GEMMA, ChatTemplate
 from evenflow.tokenization.detokenizer import IncrementalDetokenizer, PieceTable
+from evenflow.tokenization.special_text import Piece, SpecialText
 from evenflow.tokenization.spelling import Spelling
 
 
@@ -103,7 +103,7 @@ class Tokenizer:
             InvalidRequestError: the text holds lone surrogates, which no encoding can carry.
         """
         backend = self._backend
-        if not parse_special and self._special_pattern.search(text):
+        if not parse_special and self._special_written.is_in(text):
             backend = self._blind_backend
         try:
             return backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -122,11 +122,26 @@ class Tokenizer:
         tools: Sequence[Mapping[str, object]] | None = None,
         **kwargs: object,
     ) -> list[int]:
-        """Turn chat messages into ids; arguments as for `apply_chat_template`."""
-        text = self.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs
+        """Turn chat messages into ids; arguments as for `apply_chat_template`.
+
+        Special tokens are those that the template writes. Where a message has one it stays text,
+        so that nobody can forge a turn.
+        """
+        return self.encode_pieces(
+            self.render_chat(
+                messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs
+            )
         )
-        return self.encode(text, add_special_tokens=False)
+
+    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+        """Turn what `render_chat` returned into ids."""
+        return [
+            token_id
+            for piece in pieces
+            for token_id in self.encode(
+                piece.text, add_special_tokens=False, parse_special=not piece.is_plain
+            )
+        ]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Turn ids into text. Ids without a token add nothing."""
@@ -191,9 +206,32 @@ class Tokenizer:
             InvalidRequestError: the messages are malformed, the template refuses them, or there
                 is no template.
         """
-        return self._compiled_template.render(
+        pieces = self.render_chat(
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs
         )
+        return "".join(piece.text for piece in pieces)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        **kwargs: object,
+    ) -> list[Piece]:
+        """Write chat messages as one prompt in pieces, for `encode_pieces`.
+
+        Arguments and errors are those of `apply_chat_template`.
+        """
+        disguise = self._special_written.disguise()
+        rendered = self._compiled_template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            rewrite=disguise.put_on,
+            **kwargs,
+        )
+        return disguise.take_off(rendered)
 
     @cached_property
     def _compiled_template(self) -> ChatTemplate:
@@ -207,8 +245,8 @@ class Tokenizer:
         return ChatTemplate(self.chat_template, self._special.names)
 
     @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._special_text.values())) or "(?!)")
+    def _special_written(self) -> SpecialText:
+        return SpecialText(self._special_text.values())
 
     @cached_property
     def _blind_backend(self) -> tokenizers.Tokenizer:

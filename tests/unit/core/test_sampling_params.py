@@ -33,6 +33,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "logprobs": [-1, 21, True, 1.0],
     "prompt_logprobs": [-1, 21, False, "all"],
     "skip_special_tokens": [None, 1],
+    "structured": ["json", {"type": "object"}, True],
 }  # fmt: skip
 CASES = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from evenflow.core.errors import InvalidRequestError
-from evenflow.core.sampling import SamplingParams
 from evenflow.core.structured import MAX_JSON_DEPTH, StructuredOutput, is_deeper_than
 
 
@@ -60,8 +59,3 @@ def test_structured_outputs_are_equal_whoever_asked_for_them() -> None:
     other = StructuredOutput("regex", "a", "structured_outputs")
     assert one == other
     assert hash(one) == hash(other)
-
-
-def test_sampling_params_refuse_a_structured_output_of_another_type() -> None:
-    with pytest.raises(InvalidRequestError, match="must be a StructuredOutput"):
-        SamplingParams(structured={"type": "object"})  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from evenflow.core.errors import (
 )
 from evenflow.core.pooling import PoolingParams, embedding_entries
 from evenflow.core.sampling import SamplingParams
-from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.engine.engine import Engine
+from evenflow.engine.limits import ModelLimits
 from evenflow.engine.outputs import Delta
 from support.scripted_engine import make_engine, scripted_token
 

@@ -13,7 +13,8 @@ from transformers_twins import Twin, twin
 from evenflow.core.clock import ManualClock
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.sampling import SamplingParams
-from evenflow.engine.engine import Engine, ModelLimits
+from evenflow.engine.engine import Engine
+from evenflow.engine.limits import ModelLimits
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_ops import CpuOps
 from evenflow.execution.torch.kv_store import KVStore

@@ -275,15 +275,15 @@ class _PromptReader:
         if "messages" not in fields:
             raise InvalidRequestError("messages are missing", param="messages")
         extra = fields.get("chat_template_kwargs", {})
-        if not isinstance(extra, dict) or extra.keys() & {"messages", "self", "tools"}:
+        if not isinstance(extra, dict) or extra.keys() & {"messages", "rewrite", "self", "tools"}:
             raise InvalidRequestError(
                 "chat_template_kwargs must be an object of template variables",
                 param="chat_template_kwargs",
             )
         messages, shown = self.calling.prompt(fields["messages"], tools)
-        text = self.tokenizer.apply_chat_template(messages, tools=shown, **extra)
-        self._check_length(text, "messages")
-        return Prompt(None, self.tokenizer.encode(text, add_special_tokens=False))
+        pieces = self.tokenizer.render_chat(messages, tools=shown, **extra)
+        self._check_length(sum(len(piece.text) for piece in pieces), "messages")
+        return Prompt(None, self.tokenizer.encode_pieces(pieces))
 
     def completion(self, fields: Mapping[str, Any]) -> list[Prompt]:
         prompt = fields.get("prompt")
@@ -300,7 +300,7 @@ class _PromptReader:
 
     def _one(self, prompt: object) -> Prompt:
         if isinstance(prompt, str):
-            self._check_length(prompt, "prompt")
+            self._check_length(len(prompt), "prompt")
             return Prompt(prompt, self.tokenizer.encode(prompt))
         if isinstance(prompt, list) and all(type(token) is int for token in prompt):
             return Prompt(None, prompt)
@@ -308,10 +308,10 @@ class _PromptReader:
             "prompt must be a text, a list of token ids, or a list of these", param="prompt"
         )
 
-    def _check_length(self, text: str, param: str) -> None:
-        if self.max_chars is not None and len(text) > self.max_chars:
+    def _check_length(self, num_chars: int, param: str) -> None:
+        if self.max_chars is not None and num_chars > self.max_chars:
             raise ContextLengthError(
-                f"the prompt has {len(text)} characters",
+                f"the prompt has {num_chars} characters",
                 param=param,
                 why=f"no text of more than {self.max_chars} fits into the model's context",
                 fix="Shorten the prompt or start with a larger --max-model-len",
