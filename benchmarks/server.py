@@ -65,12 +65,18 @@ FIGURES = ("output_throughput", "p50_ttft_ms", "p99_ttft_ms", "p50_itl_ms", "p99
 # Turns the GGUF into a checkpoint that vLLM reads, with the tokeniser of the same file.
 CONVERT = """
 import sys
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 source, target = sys.argv[1:]
 folder, _, name = source.rpartition("/")
-AutoModelForCausalLM.from_pretrained(folder, gguf_file=name).save_pretrained(target)
 AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
+del model.config.quantization_config
+model.config.save_pretrained(target)
+tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+weights = {key: value.contiguous() for key, value in model.state_dict().items() if key not in tied}
+save_file(weights, target + "/model.safetensors", metadata={"format": "pt"})
 """
 
 
@@ -230,9 +236,9 @@ def install(cache: Path, package: str) -> None:
 def converted(cache: Path, gguf: Path) -> Path:
     """Return the model as a folder of safetensors, made once."""
     folder = cache / "peers" / f"{gguf.stem}-hf"
-    if not (folder / "config.json").exists():
+    if not (folder / "model.safetensors").exists():
         command = [sys.executable, "-c", CONVERT, str(gguf), str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, capture_output=True)
     return folder
 
 

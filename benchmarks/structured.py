@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--requests", type=int, default=8)
     args = parser.parse_args()
-    num_rounds, num_steps = (3, 15) if args.quick else (7, 100)
+    num_rounds, num_steps = (8, 16) if args.quick else (15, 40)
     llm = LLM(args.model, max_model_len=2048, enable_prefix_caching=False)
     first_ms = compile_ms(llm, schema())
     compiling = [compile_ms(llm, schema(number)) for number in range(1, 20)]

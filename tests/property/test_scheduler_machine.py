@@ -45,6 +45,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_model_len=48,
             enable_prefix_caching=caching,
         )
+        for tenant_id in TENANTS:
+            self.engine.sessions.open(tenant_id, 20.0, "session")
         self.count = 0
         self.expected: dict[tuple[str, int], list[int]] = {}
         self.received: dict[tuple[str, int], list[int]] = {}
@@ -64,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         n=st.sampled_from([1, 1, 3]),
         tenant_id=st.sampled_from(TENANTS),
         time_s=st.sampled_from([None, None, 0, 3, 10, 30]),
+        session_id=st.sampled_from([None, "session"]),
     )
     def add(
         self,
@@ -74,6 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         n: int,
         tenant_id: TenantId,
         time_s: int | None,
+        session_id: str | None,
     ) -> None:
         name = f"r{self.count}"
         self.count += 1
@@ -81,7 +85,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         params = SamplingParams(max_tokens=max_tokens, n=n)
         deadline_s = None if time_s is None else self.clock.now_s() + time_s
         self.engine.add_request(
-            name, prompt, params, priority=priority, tenant_id=tenant_id, deadline_s=deadline_s
+            name,
+            prompt,
+            params,
+            priority=priority,
+            tenant_id=tenant_id,
+            deadline_s=deadline_s,
+            session_id=session_id,
         )
         self.tenants[name] = tenant_id
         if deadline_s is not None:
@@ -187,6 +197,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert self.received[key] == tokens[: len(self.received[key])]
             else:
                 assert (self.received[key], self.ended[key]) == (tokens, "length")
+        for tenant_id in TENANTS:
+            self.engine.sessions.release(tenant_id, "session")
         kv = self.engine.scheduler.kv
         kv.reset_prefix_cache()
         assert kv.stats().num_free == kv.num_blocks

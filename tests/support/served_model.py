@@ -1,4 +1,4 @@
-"""A real server process with a tiny model of random weights."""
+"""A real server process, by default with a tiny model of random weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from support.small_tokenizers import byte_level_backend
 
@@ -44,14 +46,18 @@ def write_model(folder: Path) -> Path:
 
 
 @contextmanager
-def served(folder: Path, *flags: str) -> Iterator[str]:
-    """Serve the tiny model until the block is left; yield the host and port."""
+def served(folder: Path, *flags: str, model: str | None = None) -> Iterator[str]:
+    """Serve a model, the tiny one if none is named, until the block is left.
+
+    Yields the host and port. `folder` takes what the server writes.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [COMMAND, "serve", str(write_model(folder)), "--load-format", "dummy"]
+    what = [model] if model else [str(write_model(folder)), "--load-format", "dummy"]
+    own = ["--port", str(port), "--data-dir", str(folder / "data")]
     process = subprocess.Popen(
-        [*command, "--port", str(port), *flags],
+        [COMMAND, "serve", *what, *own, *flags],
         stdout=subprocess.DEVNULL,
         stderr=(folder / "log").open("w"),
     )
@@ -83,10 +89,23 @@ def post(address: str, path: str, body: dict[str, Any], **headers: str) -> int:
         return error.code
 
 
-def get(address: str, path: str) -> bytes:
+def get(address: str, path: str, **headers: str) -> bytes:
     """Return the body of a page."""
-    with urllib.request.urlopen(f"http://{address}{path}", timeout=DEADLINE_S) as response:
+    request = urllib.request.Request(f"http://{address}{path}", headers=headers)
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
         return bytes(response.read())
+
+
+def get_json(address: str, path: str, **headers: str) -> Any:
+    """Return the decoded body of a page."""
+    return json.loads(get(address, path, **headers))
+
+
+def metric(address: str, name: str) -> float:
+    """Return the sum of a metric over its labels."""
+    families = text_string_to_metric_families(get(address, "/metrics").decode())
+    samples = [sample for family in families for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == name)
 
 
 def _is_ready(address: str) -> bool:

@@ -63,6 +63,10 @@ class ServerConfig(Area):
     """Folder in which uploaded files and batches are kept over restarts; none means a folder
     named server in --cache."""
 
+    max_stored_response_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """Memory for the answers of /v1/responses that later requests may continue; the oldest make
+    room for new ones."""
+
     enable_log_requests: bool = False
     """Log prompts and parameters of requests at the debug level."""
 

@@ -129,6 +129,12 @@ class DeadlineError(EvenflowError):
     code = "deadline_exceeded"
 
 
+class RequestAbortedError(EvenflowError):
+    """Somebody else ended a request before it was done."""
+
+    code = "request_aborted"
+
+
 class PinLimitError(InvalidRequestError):
     """More KV memory is to be pinned than can be spared."""
 

@@ -30,9 +30,9 @@ class PoolingParams:
                 why=f"it is {self.normalize!r}",
             )
         dimensions = self.dimensions
-        if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions < 2**31):
             raise InvalidRequestError(
-                "dimensions must be a whole number at least 1",
+                "dimensions must be a whole number from 1 to 2147483647",
                 param="dimensions",
                 why=f"it is {dimensions!r}",
             )

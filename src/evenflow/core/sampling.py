@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 
 from evenflow.core.errors import InvalidRequestError
 from evenflow.core.structured import StructuredOutput
 
 MAX_LOGPROBS = 20
+
+MAX_STOP_STRINGS = 64
+"""Most stop strings; each of them is looked for after every token."""
+
+MAX_STOP_CHARS = 1024
+"""Most characters of a stop string."""
+
+MAX_LISTED_TOKENS = 4096
+"""Most token ids in stop_token_ids, and in logit_bias."""
+
+_MAX_COUNT = 2**31 - 1
+"""No count is higher: it fits whatever integers it is put into."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -77,6 +89,7 @@ class SamplingParams:
             object.__setattr__(self, "top_k", 0)
         self._check_switches()
         self._check_counts()
+        self._check_stops()
         self._check_ranges()
         self._check_logit_bias()
         if not isinstance(self.structured, StructuredOutput | None):
@@ -98,21 +111,28 @@ class SamplingParams:
     def _check_counts(self) -> None:
         _require_int("n", self.n, 1, 128)
         if self.max_tokens is not None:
-            _require_int("max_tokens", self.max_tokens, 1, None)
-        _require_int("min_tokens", self.min_tokens, 0, self.max_tokens)
-        _require_int("top_k", self.top_k, 0, None)
+            _require_int("max_tokens", self.max_tokens, 1)
+        _require_int("min_tokens", self.min_tokens, 0, self.max_tokens or _MAX_COUNT)
+        _require_int("top_k", self.top_k, 0)
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(self, name)
             if count is not None:
                 _require_int(name, count, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _require_int("seed", self.seed, -(2**63), 2**64 - 1)
+
+    def _check_stops(self) -> None:
+        _require_few("stop_token_ids", self.stop_token_ids, MAX_LISTED_TOKENS)
         for token_id in self.stop_token_ids:
-            _require_int("stop_token_ids", token_id, 0, None)
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise InvalidRequestError(
-                "stop must hold non-empty strings", param="stop", why=f"it is {self.stop!r}"
-            )
+            _require_int("stop_token_ids", token_id, 0)
+        _require_few("stop", self.stop, MAX_STOP_STRINGS)
+        for text in self.stop:
+            if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS:
+                raise InvalidRequestError(
+                    f"stop must hold strings of 1 to {MAX_STOP_CHARS} characters",
+                    param="stop",
+                    why=f"one is {text!r}",
+                )
 
     def _check_ranges(self) -> None:
         _require_real("temperature", self.temperature, 0.0, 100.0)
@@ -136,8 +156,9 @@ class SamplingParams:
                 param="logit_bias",
                 why=f"it is {self.logit_bias!r}",
             )
+        _require_few("logit_bias", self.logit_bias, MAX_LISTED_TOKENS)
         for token_id, bias in self.logit_bias.items():
-            _require_int("logit_bias", token_id, 0, None)
+            _require_int("logit_bias", token_id, 0)
             _require_real("logit_bias", bias, -100.0, 100.0)
 
     @property
@@ -155,17 +176,19 @@ class SamplingParams:
         )
 
 
-def _require_int(name: str, value: object, low: int, high: int | None) -> None:
-    in_range = (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and value >= low
-        and (high is None or value <= high)
-    )
-    if not in_range:
-        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+def _require_int(name: str, value: object, low: int, high: int = _MAX_COUNT) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InvalidRequestError(
-            f"{name} must be a whole number {limits}", param=name, why=f"it is {value!r}"
+            f"{name} must be a whole number from {low} to {high}",
+            param=name,
+            why=f"it is {value!r}",
+        )
+
+
+def _require_few(name: str, values: Sized, limit: int) -> None:
+    if len(values) > limit:
+        raise InvalidRequestError(
+            f"{name} has {len(values)} entries", param=name, why=f"the limit is {limit}"
         )
 
 

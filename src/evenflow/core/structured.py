@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-StructuredKind = Literal["json_object", "json_schema", "regex", "grammar", "choice"]
+StructuredKind = Literal["json_object", "json_schema", "regex", "grammar", "choice", "tool_calls"]
 
 MAX_JSON_DEPTH = 64
 """Most objects and arrays that a JSON schema may have inside each other."""
@@ -27,6 +27,7 @@ _MAX_SPEC_BYTES: dict[StructuredKind, int] = {
     "regex": 16384,
     "grammar": 16384,
     "choice": 65536,
+    "tool_calls": 1 << 20,  # the schemas of all tools, which are bounded themselves
 }
 
 
@@ -38,7 +39,8 @@ class StructuredOutput:
         kind: what `spec` is written in.
         spec: for json_schema, the schema as JSON; for regex, a regular expression in Rust's syntax
             that the whole text matches; for grammar, llguidance's dialect of Lark or llama.cpp's
-            GBNF; for choice, a JSON list of the possible texts; for json_object, nothing.
+            GBNF; for choice, a JSON list of the possible texts; for json_object, nothing; for
+            tool_calls, the grammar that evenflow itself writes for a request's tools, in Lark.
         param: the request's field that asks for it, named in errors.
     """
 

@@ -230,9 +230,7 @@ class Engine:
         now_s = self._clock.now_s()
         victims = [p for p in self._live.values() if p.user_id == request_id]
         for progress in victims:
-            self.scheduler.finish(
-                progress.request, RequestStatus.FINISHED_ABORTED, now_s, cause
-            )
+            self.scheduler.finish(progress.request, RequestStatus.FINISHED_ABORTED, now_s, cause)
             self._retire(progress)
         return bool(victims)
 

@@ -41,7 +41,10 @@ class ModelLimits:
         """
         named = {"prompt": prompt_token_ids}
         if isinstance(params, SamplingParams):
-            named |= {"stop_token_ids": params.stop_token_ids, "logit_bias": list(params.logit_bias)}
+            named |= {
+                "stop_token_ids": params.stop_token_ids,
+                "logit_bias": list(params.logit_bias),
+            }
             max_prompt_tokens = self.max_model_len - 1
         else:
             max_prompt_tokens = self.max_model_len

@@ -220,6 +220,8 @@ def _definition(structured: StructuredOutput) -> dict[str, Any]:
         case "grammar":
             _check_rules(structured)
             return {"lark_grammar": _from_gbnf(structured) if "::=" in spec else spec}
+        case "tool_calls":
+            return {"lark_grammar": spec}
         case "choice":
             texts = [json.dumps(text).replace("\x7f", "\\u007f") for text in json.loads(spec)]
             return {"lark_grammar": f"start: TEXT\nTEXT: {' | '.join(texts)}"}

@@ -195,6 +195,9 @@ class Scheduler:
         ids = [request.request_id for request in queues]
         if sorted(ids) != sorted(self.requests):
             raise IntegrityError("the queues do not hold exactly the live requests", why=str(ids))
+        queued = {r.request_id for r in self.waiting if r.events[-1].kind is EventKind.QUEUED}
+        if queued != set(self._standstill.request_ids):
+            raise IntegrityError("the queue's time is not counted for exactly those in it")
         for request in self.running:
             if request.status is not RequestStatus.RUNNING:
                 raise IntegrityError(f"{request.request_id} runs as {request.status.name}")

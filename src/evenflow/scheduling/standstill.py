@@ -14,6 +14,8 @@ Does not know: who is at the door, or why.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from evenflow.core.events import WaitReason
 from evenflow.core.ids import RequestId
 
@@ -26,6 +28,11 @@ class Standstill:
         self._since_s = 0.0
         self._seconds = dict.fromkeys(WaitReason, 0.0)
         self._at_entry: dict[RequestId, dict[WaitReason, float]] = {}
+
+    @property
+    def request_ids(self) -> Collection[RequestId]:
+        """The requests that entered and did not leave."""
+        return self._at_entry.keys()
 
     def note(self, reason: WaitReason | None, now_s: float) -> None:
         """Say why nobody more can start from now on; None when nobody waits."""

@@ -10,10 +10,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from evenflow.core.errors import EvenflowError
+from evenflow.core.errors import EvenflowError, InvalidRequestError
 from evenflow.server import routes
 from evenflow.server.auth import Door
 from evenflow.server.batches import BatchStore, BatchWorker, FileStore
+from evenflow.server.connections import LingeringClose
 from evenflow.server.dashboard import dashboard_router
 from evenflow.server.endpoint import Endpoint
 from evenflow.server.errors import (
@@ -23,6 +24,8 @@ from evenflow.server.errors import (
     status_code,
 )
 from evenflow.server.generation import answer_for_batch
+from evenflow.server.messages import error_body as messages_error_body
+from evenflow.server.responses import ResponseStore
 from evenflow.server.serving import Serving
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,8 @@ def create_app(serving: Serving) -> FastAPI:
         num_at_once=serving.config.scheduler.max_num_seqs,
     )
     serving.in_background(worker.run)
-    app.state.endpoint = Endpoint(serving, door, files, batches, worker)
+    responses = ResponseStore(config.max_stored_response_bytes)
+    app.state.endpoint = Endpoint(serving, door, files, batches, worker, responses)
     for family in routes.ALL:
         app.include_router(family)
     app.include_router(dashboard_router())
@@ -61,6 +65,7 @@ def create_app(serving: Serving) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
     app.add_middleware(HttpMeter, on_answer=serving.metrics.on_http)
+    app.add_middleware(LingeringClose)
     return app
 
 
@@ -89,18 +94,33 @@ class HttpMeter:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EvenflowError)
-    logger.debug("%s %s: %s", request.method, request.url.path, error)
-    return error_response(error)
+    # No more than its code: what an error says may quote the request.
+    logger.debug("%s %r is refused: %s", request.method, request.url.path, error.code)
+    return _in_form_of(request, error)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = MethodNotAllowedError if error.status_code == 405 else NotFoundError
-    answer = error_response(kind(f"{request.method} {request.url.path[:200]} is not served"))
+    where = f"{request.method} {request.url.path[:200]}"
+    match error.status_code:
+        case 404:
+            refusal: InvalidRequestError = NotFoundError(f"{where} is not served")
+        case 405:
+            refusal = MethodNotAllowedError(f"{where} is not served")
+        case _:
+            refusal = InvalidRequestError("the request cannot be read", why=str(error.detail))
+    answer = _in_form_of(request, refusal)
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(EvenflowError("the server failed on this request", fix="Report this bug"))
+    logger.error("%s %r failed", request.method, request.url.path, exc_info=error)
+    failure = EvenflowError("the server failed on this request", fix="Report this bug")
+    return _in_form_of(request, failure)
+
+
+def _in_form_of(request: Request, error: EvenflowError) -> Response:
+    """Return an error as the API that was asked writes it."""
+    is_anthropic = request.url.path.startswith("/v1/messages")
+    return error_response(error, messages_error_body(error) if is_anthropic else None)

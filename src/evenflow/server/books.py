@@ -26,6 +26,7 @@ class _Entry:
     slo: Slo
     arrival_s: float
     num_open: int
+    num_prompt_tokens: int
     traceparent: str | None
     num_output_tokens: int = 0
     last_token_s: dict[int, float] = field(default_factory=dict)
@@ -75,10 +76,20 @@ class Books:
         self.idle.clear()
         num_tokens = len(command.prompt_token_ids)
         self._open[command.request_id] = _Entry(
-            command.tenant_id, command.slo or Slo(), now_s, command.params.n, traceparent
+            command.tenant_id,
+            command.slo or Slo(),
+            now_s,
+            command.params.n,
+            num_tokens,
+            traceparent,
         )
         self.admission.queued(command.request_id, command.tenant_id, num_tokens)
-        self.metrics.on_submitted(command.tenant_id, num_tokens)
+
+    def on_accepted(self, request_id: str) -> None:
+        """Note that the engine has queued a request."""
+        entry = self._open.get(request_id)
+        if entry is not None:
+            self.metrics.on_submitted(entry.tenant_id, entry.num_prompt_tokens)
 
     def on_output(self, output: StepOutput) -> None:
         """Take in what a step brought."""

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from evenflow.server.auth import Door
 from evenflow.server.batches import BatchStore, BatchWorker, FileStore
 from evenflow.server.http import decode_json, read_body
+from evenflow.server.responses import ResponseStore
 from evenflow.server.serving import Received, Serving
 
 
@@ -23,6 +24,7 @@ class Endpoint:
         files: uploaded files.
         batches: batches of requests.
         batch_worker: answers them.
+        responses: answers that later requests may continue.
     """
 
     serving: Serving
@@ -30,6 +32,7 @@ class Endpoint:
     files: FileStore
     batches: BatchStore
     batch_worker: BatchWorker
+    responses: ResponseStore
 
     async def read(self, request: Request) -> Any:
         """Return the decoded body; null for an empty one.

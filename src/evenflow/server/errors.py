@@ -41,8 +41,14 @@ class RequestTooLargeError(InvalidRequestError):
     code = "request_too_large"
 
 
+class HeadersTooLargeError(InvalidRequestError):
+    """The request line and the headers are larger than the server takes."""
+
+    code = "headers_too_large"
+
+
 class BodyTimeoutError(InvalidRequestError):
-    """The body did not arrive in time."""
+    """The request did not arrive in time."""
 
     code = "body_timeout"
 
@@ -59,6 +65,7 @@ STATUS_CODES = {
     "duplicate_request_id": 409,
     "pin_limit_exceeded": 409,
     "request_too_large": 413,
+    "headers_too_large": 431,
     "queue_full": 429,
     "rate_limit_exceeded": 429,
     "draining": 503,

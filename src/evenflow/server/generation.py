@@ -12,9 +12,17 @@ from evenflow.core.errors import (
     DeadlineError,
     EvenflowError,
     GenerationError,
+    RequestAbortedError,
 )
 from evenflow.core.ids import TenantId
-from evenflow.engine.openai import CHAT, ChunkWriter, ParsedRequest, parse_request, response_body
+from evenflow.engine.openai import (
+    CHAT,
+    COMPLETIONS,
+    ChunkWriter,
+    ParsedRequest,
+    parse_request,
+    response_body,
+)
 from evenflow.engine.outputs import CompletionOutput, Delta, RequestOutput
 from evenflow.server.serving import Caller, Model, Received, Serving, prompt_id
 
@@ -23,13 +31,8 @@ logger = logging.getLogger(__name__)
 _INLINE_BYTES = 4096
 """Bodies up to this size are parsed and tokenised at once; larger ones on a thread."""
 
-_PREFIXES = {CHAT: "chatcmpl-"}
-
-
-class AbortedError(EvenflowError):
-    """Somebody ended the request from outside."""
-
-    code = "request_aborted"
+ID_PREFIXES = {CHAT: "chatcmpl-", COMPLETIONS: "cmpl-"}
+"""What the ids of answers begin with, as in OpenAI's API."""
 
 
 class Generation:
@@ -44,6 +47,10 @@ class Generation:
         caller: who asked.
         parsed: for what.
         request_id: under which id.
+
+    Attributes:
+        created: when, in seconds of Unix time.
+        model_name: the name to report.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class Generation:
     ) -> None:
         self.parsed = parsed
         self.request_id = request_id
+        self.created = serving.unix_time()
+        self.model_name = serving.name
         self._serving = serving
         self._model = model
         self._positions = {
@@ -67,8 +76,16 @@ class Generation:
         )
 
     @classmethod
-    async def start(cls, serving: Serving, url: str, received: Received) -> Generation:
+    async def start(
+        cls, serving: Serving, url: str, received: Received, id_prefix: str
+    ) -> Generation:
         """Read a body, let the request in, and wait until the engine has queued it.
+
+        Args:
+            serving: what all requests share.
+            url: whose body it is, `CHAT` or `COMPLETIONS`.
+            received: the request.
+            id_prefix: what the request's id begins with.
 
         Raises:
             EvenflowError: the request is wrong, or cannot be taken now.
@@ -84,9 +101,11 @@ class Generation:
             parsed = parse_request(*arguments, max_prompt_chars=limit)
         else:
             parsed = await asyncio.to_thread(parse_request, *arguments, max_prompt_chars=limit)
+        for prompt in parsed.prompts:
+            model.info.limits.check(prompt.token_ids, parsed.params)
         serving.admit(caller.tenant_id, parsed.num_prompt_tokens)
-        request_id = _PREFIXES.get(url, "cmpl-") + caller.request_id
-        generation = cls(serving, model, caller, parsed, serving.unused_id(request_id))
+        request_id = serving.unused_id(id_prefix + caller.request_id)
+        generation = cls(serving, model, caller, parsed, request_id)
         if serving.config.server.enable_log_requests:
             logger.debug("request %s: %s", generation.request_id, body)
         try:
@@ -119,8 +138,8 @@ class Generation:
             self.parsed,
             outputs,
             request_id=self.request_id,
-            model=self._serving.name,
-            created=self._serving.unix_time(),
+            model=self.model_name,
+            created=self.created,
             tokenizer=self._model.tokenizer,
         )
 
@@ -133,8 +152,8 @@ class Generation:
         writer = ChunkWriter(
             self.parsed,
             request_id=self.request_id,
-            model=self._serving.name,
-            created=self._serving.unix_time(),
+            model=self.model_name,
+            created=self.created,
             tokenizer=self._model.tokenizer,
         )
         yield list(writer.opening())
@@ -167,7 +186,8 @@ async def answer_for_batch(
     if isinstance(body, dict):
         body = {"priority": "batch", **body}
     caller = Caller(tenant_id, token_hex(12))
-    generation = await Generation.start(serving, url, Received(caller, body, _INLINE_BYTES))
+    received = Received(caller, body, _INLINE_BYTES)
+    generation = await Generation.start(serving, url, received, ID_PREFIXES[url])
     try:
         return await generation.result()
     finally:
@@ -187,4 +207,4 @@ def raise_if_cut_short(delta: Delta) -> None:
         case "error":
             raise GenerationError("the request failed", why=why)
         case "abort":
-            raise AbortedError("the request was ended before it was done", why=why)
+            raise RequestAbortedError("the request was ended before it was done", why=why)

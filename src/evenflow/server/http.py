@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -11,9 +11,15 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from evenflow.core.errors import InvalidRequestError
+from evenflow.core.structured import is_deeper_than
 from evenflow.server.errors import BodyTimeoutError, RequestTooLargeError
 
 T = TypeVar("T")
+
+MAX_DEPTH = 128
+"""Most lists and objects inside each other in a body."""
+
+_MAX_PARTS = 1 << 17
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client went away; nobody receives it, but logs show it."""
@@ -28,6 +34,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
         RequestTooLargeError: it has, or says that it has, more than `max_bytes`.
         BodyTimeoutError: it takes longer than `timeout_s`.
     """
+    check_declared_size(request, max_bytes)
     chunks = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
@@ -40,6 +47,16 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
             "the request's body did not arrive in time", why=f"the limit is {timeout_s:g} s"
         ) from None
     return bytes(chunks)
+
+
+def check_declared_size(request: Request, max_bytes: int) -> None:
+    """Refuse a body that says it is too large, before any of it is read.
+
+    Raises:
+        RequestTooLargeError: it has more than `max_bytes` by its own account.
+    """
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise too_large(max_bytes)
 
 
 def too_large(max_bytes: int) -> RequestTooLargeError:
@@ -55,16 +72,33 @@ def decode_json(body: bytes) -> Any:
     """Decode a body.
 
     Raises:
-        InvalidRequestError: it is not JSON in UTF-8, or nested beyond reason.
+        InvalidRequestError: it is not JSON in UTF-8, or has too many parts or levels.
     """
+    # Decoding holds up everybody else: a MiB of text for a millisecond, one of `[]` for 100.
+    num_parts = sum(map(body.count, (b"[", b"{", b":")))
+    if num_parts > _MAX_PARTS:
+        raise InvalidRequestError(
+            "the body has too many lists, objects and fields",
+            param="body",
+            why=f"it has {num_parts} times [, {{ or :, and {_MAX_PARTS} are accepted",
+            fix="Send it in parts",
+        )
     try:
-        return msgspec.json.decode(body)
+        value = msgspec.json.decode(body)
     except RecursionError:
-        raise InvalidRequestError("the body is nested too deeply", param="body") from None
-    except (ValueError, UnicodeDecodeError) as error:
+        raise _too_deep() from None
+    except ValueError as error:
         raise InvalidRequestError(
             "the body is not valid JSON", param="body", why=str(error)
         ) from None
+    if num_parts > MAX_DEPTH and is_deeper_than(value, MAX_DEPTH):
+        raise _too_deep()
+    return value
+
+
+def _too_deep() -> InvalidRequestError:
+    why = f"{MAX_DEPTH} lists and objects inside each other are accepted"
+    return InvalidRequestError("the body is nested too deeply", param="body", why=why)
 
 
 class EventStream(Response):
@@ -73,16 +107,22 @@ class EventStream(Response):
     Args:
         events: yields what is written, as whole events.
         headers: further response headers.
+        on_close: called when nothing more will be written, also if nothing ever was.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None
+        self,
+        events: AsyncGenerator[bytes],
+        headers: Mapping[str, str] | None = None,
+        *,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", **(headers or {})})
         del self.headers["content-length"]
         self._events = events
+        self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write events until there are no more or nobody listens."""
@@ -95,6 +135,8 @@ class EventStream(Response):
                 task.cancel()
             outcomes = await asyncio.gather(pump, watch, return_exceptions=True)
             await self._events.aclose()
+            if self._on_close is not None:
+                self._on_close()
         if isinstance(outcomes[0], Exception):
             raise outcomes[0]
 

@@ -9,22 +9,22 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
 import uvloop
 
 from evenflow.config import EvenflowConfig
-from evenflow.core.errors import ConfigError
 from evenflow.models.progress import Progress
 from evenflow.server.app import create_app
+from evenflow.server.connections import BACKLOG, GuardedProtocol, listen
 from evenflow.server.serving import Serving
 
 logger = logging.getLogger(__name__)
 
 _FLUSH_S = 2
 """Seconds that open connections get to take their last bytes."""
-
-_BACKLOG = 2048
 
 
 def run_server(
@@ -52,20 +52,25 @@ async def _serve(
     on_ready: Callable[[str, Serving], None],
     progress: Progress | None,
 ) -> None:
+    settings = config.server
+    listener = listen(settings.host, settings.port)
     serving = Serving(config)
     app = create_app(serving)
-    listener = _listen(config.server.host, config.server.port)
-    _allow_many_files(config.server.max_connections)
+    _allow_many_files(settings.max_connections)
+    protocol: Any = partial(GuardedProtocol, head_timeout_s=settings.body_timeout)
     web = _WebServer(
         uvicorn.Config(
             app,
+            http=protocol,
+            ws="none",
             log_config=None,
+            log_level="error",
             access_log=False,
             lifespan="off",
             server_header=False,
-            limit_concurrency=config.server.max_connections,
+            limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=_FLUSH_S,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
         )
     )
     web_task = asyncio.create_task(web.serve(sockets=[listener]))
@@ -78,11 +83,11 @@ async def _serve(
                 starting.cancel()
                 return
             await starting
-            on_ready(_url(listener, config.server.host), serving)
+            on_ready(_url(listener, settings.host), serving)
             failed = asyncio.create_task(serving.failed.wait())
             await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
             stop.clear()
-            draining = asyncio.create_task(serving.drain(config.server.shutdown_timeout))
+            draining = asyncio.create_task(serving.drain(settings.shutdown_timeout))
             impatient = asyncio.create_task(stop.wait())
             await asyncio.wait({draining, impatient}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -117,24 +122,6 @@ def _signals() -> Iterator[asyncio.Event]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Open the port before anything is loaded, so that a taken one is known at once."""
-    try:
-        family, *_, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port}",
-            why=str(error),
-            fix="Choose another --port (0 takes a free one) or another --host",
-        ) from error
-    return listener
 
 
 def _url(listener: socket.socket, host: str) -> str:

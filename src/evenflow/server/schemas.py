@@ -132,7 +132,7 @@ SCHEMAS: dict[str, Schema] = {
     "SessionRequest": {
         "properties": {"session_id": _TEXT, "tenant": _TEXT, "ttl_s": _number(0, 86400)}
     },
-    "PinRequest": {"properties": {"ttl_s": _number(0, 86400)}},
+    "PinRequest": {"properties": {"tenant": _TEXT, "ttl_s": _number(0, 86400)}},
     "BatchRequest": {
         "properties": {
             "input_file_id": _TEXT,
@@ -173,7 +173,17 @@ SCHEMAS: dict[str, Schema] = {
             "top_k": _count(1),
             "top_p": _number(0, 1),
         },
-        "required": ["messages", "max_tokens", "model"],
+        "required": ["messages", "max_tokens"],
+    },
+    "CountTokensRequest": {
+        "properties": {
+            "messages": {"type": "array", "items": _MESSAGE, "minItems": 1},
+            "model": _TEXT,
+            "system": {"anyOf": [_TEXT, {"type": "array", "items": _OBJECT}]},
+            "tools": {"type": "array", "items": _OBJECT},
+            "tool_choice": _OBJECT,
+        },
+        "required": ["messages"],
     },
 }
 

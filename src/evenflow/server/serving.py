@@ -145,6 +145,7 @@ class Serving:
             config,
             on_output=self.books.on_output,
             on_snapshot=self._on_snapshot,
+            on_accepted=self.books.on_accepted,
             on_rejected=lambda request_id: self.books.close(request_id, self.clock.now_s()),
             on_failure=self._on_failure,
         )
@@ -194,7 +195,7 @@ class Serving:
             info,
             tokenizer,
             ToolCalling(tokenizer, None if parser == "auto" else parser),
-            info.max_model_len * tokenizer.max_token_chars,
+            info.limits.max_model_len * tokenizer.max_token_chars,
         )
         for job in self._background:
             self._tasks.add(asyncio.create_task(job()))

@@ -32,7 +32,7 @@ PRIORITY_CLASSES = {"interactive": -100, "standard": 0, "batch": 100}
 """Names that may stand for a priority; lower is earlier."""
 
 MAX_PROMPTS = 1024
-"""Most prompts in one text completion request."""
+"""Most prompts in one text completion request, and most completions of all of them."""
 
 _DEFAULT_COMPLETION_TOKENS = 16
 _SAMPLING = frozenset(SamplingParams.__dataclass_fields__) - {
@@ -161,6 +161,12 @@ def parse_request(
         params = _with_tools(params, calling, tools)
     reader = _PromptReader(tokenizer, calling, max_prompt_chars)
     prompts = [reader.chat(fields, tools)] if url == CHAT else reader.completion(fields)
+    if len(prompts) * params.n > MAX_PROMPTS:
+        raise InvalidRequestError(
+            f"n is {params.n} for each of {len(prompts)} prompts",
+            param="n",
+            why=f"one request may have {MAX_PROMPTS} completions",
+        )
     stream = _switch(fields, "stream")
     return ParsedRequest(
         url=url,
@@ -199,18 +205,31 @@ def _sampling(url: str, fields: Mapping[str, Any]) -> SamplingParams:
 
 def _with_tools(params: SamplingParams, calling: ToolCalling, tools: ToolRequest) -> SamplingParams:
     """Have calls forced into shape where the request wants that, and their marks shown."""
-    if params.structured is not None and params.structured.kind != "json_schema":
-        raise InvalidRequestError(
-            "tools cannot be combined with this structured output",
-            param="tools",
-            fix="Use response_format json_schema, or leave one of the two out",
-        )
-    answer = json.loads(params.structured.spec) if params.structured else None
-    grammar = calling.grammar(tools, answer_schema=answer)
+    grammar = calling.grammar(tools, answer_schema=_answer_schema(params.structured))
+    structured = None
+    if grammar is not None:
+        structured = StructuredOutput("tool_calls", grammar, param="tools")
     return replace(
         params,
-        structured=params.structured if grammar is None else StructuredOutput("grammar", grammar),
+        structured=structured,
         skip_special_tokens=params.skip_special_tokens and not calling.needs_special_tokens,
+    )
+
+
+def _answer_schema(structured: StructuredOutput | None) -> dict[str, Any] | None:
+    """Return the JSON schema that an answer without calls must satisfy, if there is one."""
+    match structured:
+        case None:
+            return None
+        case StructuredOutput("json_object"):
+            return {"type": "object"}
+        case StructuredOutput("json_schema", spec):
+            schema: dict[str, Any] = json.loads(spec)
+            return schema
+    raise InvalidRequestError(
+        f"tools cannot be combined with {structured.param}",
+        param=structured.param,
+        fix="Use response_format json_object or json_schema, or leave one of the two out",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from evenflow.core.ids import RequestId
+from evenflow.core.ids import RequestId, TenantId
 from evenflow.core.request import Request
 from evenflow.engine.engine import Engine
 from evenflow.engine.explain import explain as explain_events
@@ -97,6 +97,35 @@ def block_map(engine: Engine, now_s: float) -> dict[str, Any]:  # noqa: ARG001
     }
 
 
+def list_sessions(engine: Engine, now_s: float) -> list[dict[str, Any]]:
+    """Return all sessions."""
+    return [session.to_json(now_s) for session in engine.sessions]
+
+
+def open_session(
+    engine: Engine, now_s: float, tenant_id: TenantId, ttl_s: float, session_id: str | None
+) -> dict[str, Any]:
+    """Begin a session, under a made-up id if none is given."""
+    return engine.sessions.open(tenant_id, ttl_s, session_id).to_json(now_s)
+
+
+def pin_session(
+    engine: Engine, now_s: float, tenant_id: TenantId, session_id: str, ttl_s: float | None
+) -> dict[str, Any]:
+    """Keep a session's KV for its time to live from now on."""
+    return engine.sessions.pin(tenant_id, session_id, now_s, ttl_s).to_json(now_s)
+
+
+def release_session(
+    engine: Engine,
+    now_s: float,  # noqa: ARG001
+    tenant_id: TenantId,
+    session_id: str,
+) -> None:
+    """End a session and let go of what it keeps."""
+    engine.sessions.release(tenant_id, session_id)
+
+
 ADMIN_METHODS: dict[str, Callable[..., Any]] = {
     method.__name__: method
     for method in (
@@ -107,6 +136,10 @@ ADMIN_METHODS: dict[str, Callable[..., Any]] = {
         list_requests,
         explain,
         block_map,
+        list_sessions,
+        open_session,
+        pin_session,
+        release_session,
     )
 }
 """By the name under which an `AdminCall` asks for it; called with engine, time, and arguments."""

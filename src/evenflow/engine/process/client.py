@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -17,7 +18,12 @@ import zmq
 import zmq.asyncio
 
 from evenflow.config import EvenflowConfig
-from evenflow.core.errors import EngineFailedError, EvenflowError, InvalidRequestError
+from evenflow.core.errors import (
+    EngineFailedError,
+    EvenflowError,
+    InvalidRequestError,
+    RequestAbortedError,
+)
 from evenflow.core.pooling import PoolingParams
 from evenflow.engine.outputs import Delta
 from evenflow.engine.process.messages import (
@@ -45,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 0.2
 """Time to read what the engine process said before it ended."""
+
+_FAREWELL_S = 5.0
+"""Longest wait for the engine process to end by itself."""
 
 
 class DeltaStream:
@@ -81,7 +90,7 @@ class DeltaStream:
             self._wake()
 
     def fail(self, error: EvenflowError) -> None:
-        """End the stream: the request was never queued."""
+        """End the stream: the request was never queued, or the engine is gone."""
         self._error = error
         self._wake()
 
@@ -100,11 +109,11 @@ class DeltaStream:
         """Wait for deltas and return all that have arrived; empty when the stream is over.
 
         Raises:
-            EvenflowError: a request was not queued, and why.
+            EvenflowError: nothing more can arrive, and why.
         """
         while not self._arrived and not self.is_complete:
             await self._sleep()
-        if self._error is not None:
+        if self._error is not None and not self._arrived:
             raise self._error
         arrived, self._arrived = self._arrived, []
         return arrived
@@ -124,12 +133,15 @@ class _Live:
     open_indices: set[int]
 
 
-class RemoteRequestError(InvalidRequestError):
-    """A request was wrong in the engine's eyes; the code is the engine's."""
-
-    def __init__(self, info: ErrorInfo) -> None:
-        super().__init__(info.message, param=info.param)
-        self.code = info.code
+def remote_error(info: ErrorInfo) -> EvenflowError:
+    """Return an error of the engine process as it was raised there; the code is its own."""
+    error = (
+        InvalidRequestError(info.message, param=info.param)
+        if info.is_request_error
+        else EvenflowError(info.message)
+    )
+    error.code = info.code
+    return error
 
 
 class AsyncEngine:
@@ -139,6 +151,7 @@ class AsyncEngine:
         config: the settings.
         on_output: called with each step's deltas before the streams get them; for bookkeeping.
         on_snapshot: called with each snapshot.
+        on_accepted: called with the id of a request that the engine queued.
         on_rejected: called with the id of a request that the engine did not queue.
         on_failure: called once if the engine process ends by itself.
     """
@@ -149,12 +162,14 @@ class AsyncEngine:
         *,
         on_output: Callable[[StepOutput], None],
         on_snapshot: Callable[[Snapshot], None],
+        on_accepted: Callable[[str], None],
         on_rejected: Callable[[str], None],
         on_failure: Callable[[EvenflowError], None],
     ) -> None:
         self._config = config
         self._on_output = on_output
         self._on_snapshot = on_snapshot
+        self._on_accepted = on_accepted
         self._on_rejected = on_rejected
         self._on_failure = on_failure
         self._encode = msgspec.msgpack.Encoder().encode
@@ -164,6 +179,7 @@ class AsyncEngine:
         self._call_ids = itertools.count()
         self._failure: EvenflowError | None = None
         self._closing = False
+        self._cleanup = contextlib.AsyncExitStack()
 
     @property
     def failure(self) -> EvenflowError | None:
@@ -182,10 +198,12 @@ class AsyncEngine:
             EvenflowError: the engine could not start, and why.
         """
         # The socket lives in a folder that nobody else may enter.
-        self._folder = tempfile.TemporaryDirectory(prefix="evenflow-")
-        address = f"ipc://{Path(self._folder.name) / 'engine'}"
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.PAIR)
+        folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="evenflow-"))
+        address = f"ipc://{Path(folder) / 'engine'}"
+        context = zmq.asyncio.Context()
+        self._cleanup.callback(context.term)
+        self._socket = context.socket(zmq.PAIR)
+        self._cleanup.callback(self._socket.close, linger=0)
         self._socket.set_hwm(0)
         self._socket.bind(address)
         spawn = multiprocessing.get_context("spawn")
@@ -196,7 +214,10 @@ class AsyncEngine:
         self._ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._process.sentinel, self._on_exit)
-        self._receiver = asyncio.create_task(self._receive(progress))
+        receiver = asyncio.create_task(self._receive(progress))
+        receiver.add_done_callback(self._on_receiver_end)
+        self._cleanup.callback(receiver.cancel)
+        self._cleanup.push_async_callback(self._stop_process)
         return await self._ready
 
     def add(self, commands: Sequence[AddRequest]) -> DeltaStream:
@@ -245,19 +266,19 @@ class AsyncEngine:
         return embeddings
 
     async def close(self) -> None:
-        """Stop the process; what still runs ends as aborted."""
+        """Stop the process; what still runs ends as aborted. Does nothing if it never started."""
         self._closing = True
-        if self._failure is None and self._process.is_alive():
-            self._send(Shutdown())
-            await asyncio.to_thread(self._process.join, 5.0)
-        if self._process.is_alive():
-            self._process.kill()
+        await self._cleanup.aclose()
+        self._end_streams(RequestAbortedError("the request was ended", why="the server stopped"))
+
+    async def _stop_process(self) -> None:
+        """Ask the process to end, or end it: while it loads, it hears nothing."""
         self._loop.remove_reader(self._process.sentinel)
-        self._receiver.cancel()
-        self._end_streams("abort", "the server stopped")
-        self._socket.close(linger=0)
-        self._context.term()
-        self._folder.cleanup()
+        if self._failure is None and self._ready.done() and not self._ready.cancelled():
+            self._send(Shutdown())
+            await asyncio.to_thread(self._process.join, _FAREWELL_S)
+        self._process.kill()
+        self._process.join()
 
     def _send(self, command: Command) -> None:
         # Without a high-water mark sending never waits, so there is nothing to await.
@@ -296,6 +317,7 @@ class AsyncEngine:
             case Snapshot():
                 self._on_snapshot(output)
             case Accepted(request_id):
+                self._on_accepted(request_id)
                 if (live := self._live.get(request_id)) is not None:
                     live.stream.accept()
             case Rejected(request_id, error):
@@ -321,7 +343,7 @@ class AsyncEngine:
         live = self._live.pop(request_id, None)
         self._on_rejected(request_id)
         if live is not None:
-            live.stream.fail(RemoteRequestError(info))
+            live.stream.fail(remote_error(info))
 
     def _reply(self, call_id: int, result: object, info: ErrorInfo | None) -> None:
         call = self._calls.get(call_id)
@@ -330,7 +352,13 @@ class AsyncEngine:
         if info is None:
             call.set_result(result)
         else:
-            call.set_exception(RemoteRequestError(info))
+            call.set_exception(remote_error(info))
+
+    def _on_receiver_end(self, receiver: asyncio.Task[None]) -> None:
+        """Without a receiver every stream would hang, so the server must not go on."""
+        if not receiver.cancelled() and (bug := receiver.exception()) is not None:
+            logger.error("an output of the engine could not be taken in", exc_info=bug)
+            self._fail(EngineFailedError("the engine's outputs could not be taken in"))
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)
@@ -355,16 +383,14 @@ class AsyncEngine:
             self._ready.set_exception(error)
             return
         logger.error("engine failed: %s", error)
-        self._end_streams("error", str(error))
+        self._end_streams(error)
+        self._on_failure(error)
+
+    def _end_streams(self, error: EvenflowError) -> None:
+        """Give every request, and every call, that still waits an ending."""
+        open_requests, self._live = self._live, {}
+        for live in open_requests.values():
+            live.stream.fail(error)
         for call in self._calls.values():
             if not call.done():
                 call.set_exception(error)
-        self._on_failure(error)
-
-    def _end_streams(self, finish_reason: str, why: str) -> None:
-        """Give every request that still runs an ending."""
-        open_requests, self._live = self._live, {}
-        for request_id, live in open_requests.items():
-            for index in sorted(live.open_indices):
-                ending = Delta(request_id, index, None, "", finish_reason=finish_reason, error=why)
-                live.stream.push(ending)

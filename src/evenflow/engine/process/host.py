@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import zmq
 
 from evenflow.core.clock import Clock
-from evenflow.core.errors import EvenflowError, InvalidRequestError
+from evenflow.core.errors import (
+    DeadlineError,
+    EvenflowError,
+    GenerationError,
+    InvalidRequestError,
+    RequestAbortedError,
+)
 from evenflow.core.structured import TokenGrammar
 from evenflow.engine.build import Runtime
 from evenflow.engine.embedding import EmbeddingService
@@ -31,11 +37,16 @@ from evenflow.engine.process.messages import (
 from evenflow.engine.process.sentences import SentenceCalls
 from evenflow.engine.process.snapshots import SnapshotTaker
 
+logger = logging.getLogger(__name__)
+
 _IDLE_S = 0.5
-"""Longest sleep without work; bounds how late deadlines, and the parent's death, are noticed."""
+"""Longest sleep without work; bounds how late deadlines are noticed."""
 
 _PENDING_S = 0.002
 """Longest sleep while a grammar is being compiled."""
+
+_MAX_COMMANDS = 256
+"""Most commands between two steps, so that a flood of requests does not hold up those that run."""
 
 
 class EngineHost:
@@ -63,9 +74,8 @@ class EngineHost:
         self._stopping = False
 
     def run(self) -> None:
-        """Serve until told to stop, or until the process that started this one is gone."""
-        parent = os.getppid()
-        while not self._stopping and os.getppid() == parent:
+        """Serve until told to stop."""
+        while not self._stopping:
             self._take_commands()
             self._add_compiled()
             if self.engine.has_work:
@@ -88,11 +98,11 @@ class EngineHost:
         return engine.has_work and not engine.is_paused
 
     def _take_commands(self) -> None:
-        """Carry out all commands that are there; without work, wait for one."""
+        """Carry out the commands that are there; without work, wait for one."""
         timeout_s = 0.0 if self.has_work else _PENDING_S if self._compiling else _IDLE_S
         if timeout_s and not self._socket.poll(int(timeout_s * 1000)):
             return
-        while True:
+        for _ in range(_MAX_COMMANDS):
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -117,7 +127,9 @@ class EngineHost:
         if compiling is None:
             self.engine.abort(request_id, cause)
         else:
-            self._reject(compiling[0], InvalidRequestError(cause))
+            command, future = compiling
+            future.cancel()
+            self._reject(command, RequestAbortedError("the request was ended", why=cause))
 
     def _add(self, command: AddRequest) -> None:
         if command.params.structured is not None:
@@ -127,16 +139,26 @@ class EngineHost:
             self._queue(command, None)
 
     def _add_compiled(self) -> None:
-        """Queue the requests whose grammar is ready."""
-        ready = [name for name, (_, future) in self._compiling.items() if future.done()]
-        for name in ready:
-            command, future = self._compiling.pop(name)
-            try:
-                grammar = future.result()
-            except EvenflowError as error:
-                self._reject(command, error)
-            else:
-                self._queue(command, grammar)
+        """Queue the requests whose grammar is ready, and give up those whose time is up."""
+        now_s = self._clock.now_s()
+        for name, (command, future) in list(self._compiling.items()):
+            is_late = command.deadline_s is not None and command.deadline_s <= now_s
+            if not (is_late or future.done()):
+                continue
+            del self._compiling[name]
+            if is_late:
+                future.cancel()
+                why = "its grammar was not ready by then"
+                self._reject(command, DeadlineError("the request's time was up", why=why))
+                continue
+            match future.exception():
+                case None:
+                    self._queue(command, future.result())
+                case EvenflowError() as error:
+                    self._reject(command, error)
+                case bug:
+                    logger.error("a grammar could not be compiled", exc_info=bug)
+                    self._reject(command, GenerationError("the grammar could not be compiled"))
 
     def _queue(self, command: AddRequest, grammar: TokenGrammar | None) -> None:
         try:
@@ -150,6 +172,7 @@ class EngineHost:
                 cache_salt=command.cache_salt,
                 slo=command.slo,
                 deadline_s=command.deadline_s,
+                session_id=command.session_id,
             )
         except EvenflowError as error:
             self._reject(command, error)

@@ -10,6 +10,7 @@ from evenflow.core.ids import DEFAULT_TENANT, RequestId, TenantId
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.slo import Slo
+from evenflow.engine.limits import ModelLimits
 from evenflow.engine.outputs import Delta
 from evenflow.memory.kv_cache_manager import KVCacheStats
 
@@ -75,17 +76,13 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     """The engine is ready, and this is what it can do.
 
     Attributes:
-        max_model_len: most tokens of prompt and output together.
-        vocab_size: token ids are below this.
-        hidden_size: length of an embedding made by the language model.
+        limits: what requests must keep to.
         num_blocks: KV blocks.
         block_size: tokens per block.
         kv_description: the KV memory in words.
     """
 
-    max_model_len: int
-    vocab_size: int
-    hidden_size: int
+    limits: ModelLimits
     num_blocks: int
     block_size: int
     kv_description: str

@@ -6,7 +6,10 @@ This module is imported by the process that starts the engine, so it imports not
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
 import signal
+import threading
 
 import msgspec
 import zmq
@@ -28,6 +31,7 @@ def serve_engine(config: EvenflowConfig, address: str) -> None:
     # Ctrl-C and termination reach the whole group of processes; the one that commands decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.set_hwm(0)
@@ -42,6 +46,14 @@ def serve_engine(config: EvenflowConfig, address: str) -> None:
     finally:
         socket.close(linger=1000)
         context.term()
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that commands is gone, whatever it is doing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _serve(config: EvenflowConfig, socket: zmq.Socket[bytes]) -> None:
@@ -69,9 +81,7 @@ def _serve(config: EvenflowConfig, socket: zmq.Socket[bytes]) -> None:
     _say(
         socket,
         EngineInfo(
-            max_model_len=plan.max_model_len,
-            vocab_size=runtime.spec.vocab_size,
-            hidden_size=runtime.spec.hidden_size,
+            limits=runtime.engine.limits,
             num_blocks=plan.num_blocks,
             block_size=config.cache.block_size,
             kv_description=plan.description(),

@@ -1,9 +1,20 @@
 """The endpoints, one module per family."""
 
-from evenflow.server.routes import admin, batches, embeddings, insight, text, tokens
+from evenflow.server.routes import (
+    admin,
+    batches,
+    embeddings,
+    insight,
+    messages,
+    responses,
+    text,
+    tokens,
+)
 
 ALL = (
     text.routes,
+    responses.routes,
+    messages.routes,
     embeddings.routes,
     tokens.routes,
     batches.routes,

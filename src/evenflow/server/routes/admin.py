@@ -7,12 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from evenflow.core.errors import InvalidRequestError
-from evenflow.server.endpoint import Shared, only_operators
+from evenflow.core.ids import DEFAULT_TENANT, TenantId
+from evenflow.server.endpoint import Endpoint, Shared, only_operators
 from evenflow.server.errors import NotFoundError
 from evenflow.server.fields import known_fields
 from evenflow.server.schemas import json_body
 
 _DEFAULT_TTL_S = 300.0
+_MAX_TTL_S = 86400
 _MAX_LISTED = 10_000
 
 routes = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(only_operators)])
@@ -89,36 +91,54 @@ async def list_sessions(shared: Shared) -> dict[str, Any]:
 @routes.post("/sessions", openapi_extra=json_body("SessionRequest"))
 async def open_session(request: Request, shared: Shared) -> Any:
     """Open a session, whose requests' KV is kept in memory for the next one."""
-    fields = known_fields(await shared.read(request), frozenset({"session_id", "tenant", "ttl_s"}))
+    fields = known_fields(
+        await shared.read(request) or {}, frozenset({"session_id", "tenant", "ttl_s"})
+    )
     return await shared.serving.engine.call(
         "open_session",
+        tenant_id=_tenant(shared, fields),
+        ttl_s=_ttl(fields) or _DEFAULT_TTL_S,
         session_id=_text(fields, "session_id"),
-        tenant_id=shared.serving.directory.canonical(_text(fields, "tenant") or "default"),
-        ttl_s=_ttl(fields),
     )
 
 
 @routes.post("/sessions/{session_id}/pin", openapi_extra=json_body("PinRequest"))
 async def pin_session(session_id: str, request: Request, shared: Shared) -> Any:
-    """Keep a session's KV in memory for `ttl_s` seconds from now."""
-    fields = known_fields(await shared.read(request) or {}, frozenset({"ttl_s"}))
+    """Keep a session's KV in memory for its time to live from now on."""
+    fields = known_fields(await shared.read(request) or {}, frozenset({"tenant", "ttl_s"}))
     return await shared.serving.engine.call(
-        "pin_session", session_id=session_id, ttl_s=_ttl(fields)
+        "pin_session",
+        tenant_id=_tenant(shared, fields),
+        session_id=session_id,
+        ttl_s=_ttl(fields),
     )
 
 
 @routes.delete("/sessions/{session_id}")
-async def release_session(session_id: str, shared: Shared) -> Any:
+async def release_session(
+    session_id: str, shared: Shared, tenant: str = DEFAULT_TENANT
+) -> dict[str, Any]:
     """Give back what a session keeps, and close it."""
-    return await shared.serving.engine.call("release_session", session_id=session_id)
+    await shared.serving.engine.call(
+        "release_session",
+        tenant_id=_tenant(shared, {"tenant": tenant}),
+        session_id=session_id,
+    )
+    return {"id": session_id, "released": True}
 
 
-def _ttl(fields: dict[str, Any]) -> float:
-    value = fields.get("ttl_s", _DEFAULT_TTL_S)
+def _tenant(shared: Endpoint, fields: dict[str, Any]) -> TenantId:
+    return shared.serving.directory.canonical(_text(fields, "tenant") or DEFAULT_TENANT)
+
+
+def _ttl(fields: dict[str, Any]) -> float | None:
+    value = fields.get("ttl_s")
+    if value is None:
+        return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= 86400:
+    if not is_number or not 0 < value <= _MAX_TTL_S:
         raise InvalidRequestError(
-            "ttl_s must be a number of seconds above 0 and up to 86400", param="ttl_s"
+            f"ttl_s must be a number of seconds above 0 and up to {_MAX_TTL_S}", param="ttl_s"
         )
     return float(value)
 

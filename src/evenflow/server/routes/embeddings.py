@@ -55,6 +55,8 @@ async def _embed(serving: Serving, caller: Caller, body: object) -> dict[str, An
     else:
         encode = _bounded(model.tokenizer.encode, model.max_prompt_chars)
         inputs = await asyncio.to_thread(_read_inputs, fields.get("input"), encode)
+        for token_ids in inputs:
+            model.info.limits.check(token_ids, params)
     num_tokens = sum(map(len, inputs))
     serving.admit(caller.tenant_id, num_tokens)
     if uses_sentences:

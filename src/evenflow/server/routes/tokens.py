@@ -62,7 +62,7 @@ def _models(serving: Serving) -> list[dict[str, Any]]:
         for name in names
     ]
     if serving.is_ready:
-        models[0]["max_model_len"] = serving.model.info.max_model_len
+        models[0]["max_model_len"] = serving.model.info.limits.max_model_len
     return models
 
 
@@ -73,24 +73,31 @@ def _tokenize(model: Model, body: object) -> dict[str, Any]:
         raise InvalidRequestError(
             "add_special_tokens must be true or false", param="add_special_tokens"
         )
-    if "messages" not in fields and isinstance(fields.get("prompt"), str) and not special:
-        ids = model.tokenizer.encode(fields["prompt"], add_special_tokens=False)
-    else:
-        url = CHAT if "messages" in fields else COMPLETIONS
-        parsed = parse_request(
-            url, fields, model.tokenizer, model.tools, max_prompt_chars=model.max_prompt_chars
-        )
-        ids = parsed.prompts[0].token_ids
-    return {"tokens": ids, "count": len(ids), "max_model_len": model.info.max_model_len}
+    url = CHAT if "messages" in fields else COMPLETIONS
+    parsed = parse_request(
+        url, fields, model.tokenizer, model.tools, max_prompt_chars=model.max_prompt_chars
+    )
+    prompt = parsed.prompts[0]
+    ids = prompt.token_ids
+    if prompt.text is not None and not special:
+        ids = model.tokenizer.encode(prompt.text, add_special_tokens=False)
+    return {"tokens": ids, "count": len(ids), "max_model_len": model.info.limits.max_model_len}
 
 
 def _detokenize(model: Model, body: object) -> dict[str, Any]:
     tokens = known_fields(body, frozenset({"model", "tokens"})).get("tokens")
-    limit = model.info.vocab_size
+    limits = model.info.limits
     if not isinstance(tokens, list) or not all(
-        type(token) is int and 0 <= token < limit for token in tokens
+        type(token) is int and 0 <= token < limits.vocab_size for token in tokens
     ):
         raise InvalidRequestError(
-            f"tokens must be a list of token ids from 0 to {limit - 1}", param="tokens"
+            f"tokens must be a list of token ids from 0 to {limits.vocab_size - 1}", param="tokens"
+        )
+    if len(tokens) > limits.max_model_len:
+        raise InvalidRequestError(
+            f"there are {len(tokens)} tokens",
+            param="tokens",
+            why=f"the model's context has {limits.max_model_len}",
+            fix="Send them in parts",
         )
     return {"prompt": model.tokenizer.decode(tokens, skip_special_tokens=False)}

@@ -95,9 +95,7 @@ class _Writer:
 
 
 def _json(schema: Mapping[str, object]) -> str:
-    text = json.dumps({**schema, "x-guidance": _SPELLING})
-    # Who compiles a grammar takes it for GBNF if this is anywhere in it, also in a description.
-    return "%json " + text.replace("::=", "\\u003a:=")
+    return "%json " + json.dumps({**schema, "x-guidance": _SPELLING})
 
 
 def _literal(text: str) -> str:

@@ -1,0 +1,189 @@
+"""Connections of clients that are slow, greedy or confused: what uvicorn leaves unbounded.
+
+    connect ──▶ head ──▶ body ──▶ answer ──▶ (next head) ...
+        └─ so many seconds ─┘         └─ taken within so many seconds
+
+Knows: bytes on sockets, uvicorn's protocol class.
+Does not know: what is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from evenflow.core.errors import ConfigError, EvenflowError, InvalidRequestError
+from evenflow.engine.openai import error_body
+from evenflow.server.errors import BodyTimeoutError, HeadersTooLargeError, status_code
+
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
+
+_MAX_HEAD_BYTES = 64 * 1024
+_MAX_PIPELINED = 16
+_LINGER_S = 2.0
+_UNREAD_S = 60
+"""Seconds after which a client that takes none of what was written to it is cut off."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """HTTP/1.1, with bounds on what may come before a request is known.
+
+    Args:
+        head_timeout_s: for the request line and all headers, from the first moment.
+        arguments: uvicorn's.
+    """
+
+    def __init__(self, *, head_timeout_s: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._num_head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop to wait."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived, unless it is a head without end."""
+        self._num_head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._num_head_bytes > _MAX_HEAD_BYTES:
+            why = f"the limit is {_MAX_HEAD_BYTES} bytes"
+            self._refuse(HeadersTooLargeError("the request's headers are too large", why=why))
+
+    def on_message_begin(self) -> None:
+        """Begin to wait for the rest of the head."""
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise ValueError("too many requests before the first answer")
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """Hand the request on."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        self._refuse(InvalidRequestError("this is not a request in HTTP/1.1"))
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._num_head_bytes = 0
+            late = BodyTimeoutError("the request's headers did not arrive in time")
+            self._head_timer = self.loop.call_later(self._head_timeout_s, self._refuse, late)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, error: EvenflowError) -> None:
+        """Say what is wrong, unless an answer is on its way, and hang up."""
+        self._stop_waiting()
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            status = HTTPStatus(status_code(error))
+            body = msgspec.json.encode({"error": error_body(error)})
+            head = (
+                f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class LingeringClose:
+    """Hangs up on those who are answered before they have sent their whole body.
+
+    Reading the rest could take for ever. Closing at once would have the kernel throw the answer
+    away with what is unread, so some seconds are spent on reading first.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and see how far its body is when it is answered."""
+        if scope["type"] != "http" or not _has_body(scope):
+            await self._app(scope, receive, send)
+            return
+        is_whole = False
+        hangs_up = False
+
+        async def listen() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = not message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            nonlocal hangs_up
+            if message["type"] == "http.response.start" and not is_whole:
+                hangs_up = True
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            if not (hangs_up and is_last):
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            await linger()
+            await send({"type": "http.response.body"})
+
+        async def linger() -> None:
+            try:
+                async with asyncio.timeout(_LINGER_S):
+                    while not is_whole:
+                        await listen()
+            except TimeoutError:
+                pass
+
+        await self._app(scope, listen, answer)
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a port, so that a taken one is known at once.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":
+            # Connections inherit it; elsewhere only the system's own patience ends them.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_S * 1000)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}",
+            why=str(error),
+            fix="Choose another --port (0 takes a free one) or another --host",
+        ) from error
+    return listener
