@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from evenflow.core.errors import EvenflowError
+    from evenflow.core.pooling import PoolingParams
     from evenflow.core.sampling import SamplingParams
+    from evenflow.core.structured import StructuredOutput
     from evenflow.engine.llm import LLM
     from evenflow.engine.outputs import CompletionOutput, Delta, RequestMetrics, RequestOutput
 
 _HOMES = {
     "LLM": "evenflow.engine.llm",
+    "PoolingParams": "evenflow.core.pooling",
     "SamplingParams": "evenflow.core.sampling",
+    "StructuredOutput": "evenflow.core.structured",
     "EvenflowError": "evenflow.core.errors",
     "CompletionOutput": "evenflow.engine.outputs",
     "Delta": "evenflow.engine.outputs",
@@ -30,9 +34,11 @@ __all__ = [
     "CompletionOutput",
     "Delta",
     "EvenflowError",
+    "PoolingParams",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutput",
 ]
 
 

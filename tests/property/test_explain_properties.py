@@ -31,10 +31,17 @@ NEXT = {
         EventKind.PREEMPTED,
         EventKind.FINISHED,
     ],
-    EventKind.FIRST_TOKEN: [EventKind.PREEMPTED, EventKind.FINISHED],
-    EventKind.PREEMPTED: [EventKind.HELD, EventKind.RESUMED, EventKind.FINISHED],
+    EventKind.FIRST_TOKEN: [EventKind.PREEMPTED, EventKind.PAUSED, EventKind.FINISHED],
+    EventKind.PREEMPTED: [
+        EventKind.HELD,
+        EventKind.RESUMED,
+        EventKind.PAUSED,
+        EventKind.FINISHED,
+    ],
     EventKind.RESUMED: [EventKind.PREFILL_CHUNK, EventKind.RECOMPUTED, EventKind.PREEMPTED],
     EventKind.RECOMPUTED: [EventKind.PREEMPTED, EventKind.FINISHED],
+    EventKind.PAUSED: [EventKind.CONTINUED, EventKind.FINISHED],
+    EventKind.CONTINUED: [EventKind.PAUSED, EventKind.FINISHED],
 }
 
 
@@ -88,6 +95,7 @@ class Witness(RecordingExecutor):
         super().__init__()
         self.clock = clock
         self.step_s = 0.125
+        self.is_paused = False
         self.spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.reach: dict[str, int] = defaultdict(int)
         self.requests: dict[str, Request] = {}
@@ -106,6 +114,8 @@ class Witness(RecordingExecutor):
         self.clock.advance(seconds)
 
     def doing(self, request: Request) -> str:
+        if self.is_paused:
+            return "held"
         if request.status is RequestStatus.PREEMPTED:
             return "preempted"
         if request.status is RequestStatus.WAITING:
@@ -125,6 +135,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("step"), st.integers(0, 8), st.integers(1, 6)),
     st.tuples(st.just("idle"), st.integers(0, 8)),
     st.tuples(st.just("abort"), st.integers(0, 10)),
+    st.tuples(st.sampled_from(["pause", "resume"])),
 )
 
 
@@ -154,6 +165,7 @@ def test_explain_tells_what_every_request_spent_its_time_on(
             live = engine.explain(own_id)
             check_adds_up(live)
             check_told_truly(live, run.witness.spent[own_id], NUM_DETAILED_EVENTS)
+    run.resume()
     while engine.has_work:
         run.step(1, 1)
     assert run.num_ended == run.num_completions
@@ -178,6 +190,14 @@ class Run:
 
     def idle(self, eighths: int) -> None:
         self.witness.pass_time(eighths / 8)
+
+    def pause(self) -> None:
+        self.engine.pause()
+        self.witness.is_paused = True
+
+    def resume(self) -> None:
+        self.engine.resume()
+        self.witness.is_paused = False
 
     def abort(self, number: int) -> None:
         self.engine.abort(f"r{number}")

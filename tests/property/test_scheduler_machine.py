@@ -108,6 +108,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         own_id = data.draw(st.sampled_from(sorted(self.engine.scheduler.requests)))
         assert self.engine.abort(own_id.split("#")[0])
 
+    @rule()
+    def pause_or_resume(self) -> None:
+        engine = self.engine
+        (engine.resume if engine.is_paused else engine.pause)()
+
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
         for _ in range(steps):
@@ -149,6 +154,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not late & {own_id.split("#")[0] for own_id in scheduler.requests}
         if len(self.executor.steps) == num_recorded:
             return
+        assert not self.engine.is_paused
         plan = self.executor.steps[-1]
         assert sum(plan.values()) <= TOKEN_BUDGET
         assert len(plan) <= MAX_NUM_SEQS
@@ -187,6 +193,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        self.engine.resume()
         for _ in range(5000):
             if not self.engine.has_work:
                 break

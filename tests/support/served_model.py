@@ -20,6 +20,9 @@ from support.small_tokenizers import byte_level_backend
 
 COMMAND = str(Path(sys.executable).with_name("evenflow"))
 DEADLINE_S = 120.0
+ADMIN_KEY = "adm-1"
+MAX_MODEL_LEN = 2048
+"""Of the server with the real model that tests share."""
 
 
 def write_model(folder: Path) -> Path:

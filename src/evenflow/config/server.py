@@ -42,14 +42,14 @@ class ServerConfig(Area):
     """Take the tenant from the header x-llm-d-inference-fairness-id; only behind a proxy that
     removes what clients send under that name."""
 
-    max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
-    """Largest request body; uploads to /v1/files may have sixteen times as much."""
+    max_request_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    """Largest request body; uploads to /v1/files may have 64 times as much."""
 
     max_connections: int = Field(default=4096, ge=1)
     """Most open connections; further ones are answered with 503."""
 
     body_timeout: float = Field(default=30.0, gt=0)
-    """Seconds in which the whole body of a request must have arrived."""
+    """Seconds in which the headers of a request must have arrived, and then its body."""
 
     request_timeout: float | None = Field(default=None, gt=0)
     """Seconds after which a request that still waits or runs is ended; none means never. The
@@ -60,8 +60,8 @@ class ServerConfig(Area):
     error."""
 
     data_dir: Path | None = None
-    """Folder in which uploaded files and batches are kept over restarts; none means a folder
-    named server in --cache."""
+    """Folder in which uploaded files and batches are kept over restarts; none means one for each
+    port in --cache."""
 
     max_stored_response_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
     """Memory for the answers of /v1/responses that later requests may continue; the oldest make

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 NUM_DETAILED_EVENTS = 32
-"""From this many events on, a request's prefill chunks are merged and its changes of reason while
-it waits are not recorded, so that the list stays short whatever its length and its luck."""
+"""From this many events on, a request's prefill chunks and its preemptions are merged and its
+changes of reason while it waits are not recorded, so that the list stays short whatever its length
+and its luck."""
+
+MAX_NUM_PAUSABLE_EVENTS = 2 * NUM_DETAILED_EVENTS
+"""From this many events on, pauses are not recorded either."""
 
 
 class EventKind(Enum):
@@ -21,17 +25,20 @@ class EventKind(Enum):
     PREEMPTED = "preempted"
     RESUMED = "resumed"
     RECOMPUTED = "recomputed"
+    PAUSED = "paused"
+    CONTINUED = "continued"
     FINISHED = "finished"
 
 
 class WaitReason(Enum):
-    """What a waiting request lacks."""
+    """What a request that does not run lacks."""
 
     SEATS = "seats"
     TOKENS = "tokens"
     MEMORY = "memory"
     TENANT_LIMIT = "tenant_limit"
     SIBLING = "sibling"
+    PAUSE = "pause"
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,10 +50,10 @@ class RequestEvent:
         at_s: when, in the engine clock's seconds.
         cause: why, in words for the user, with numbers.
         reason: of a wait: what was lacking; for QUEUED, what the queue lacked the longest, known
-            once the request has left it.
+            once the request has left it; for CONTINUED, what was lacking before the pause.
         num_tokens: SCHEDULED, RESUMED: tokens that had KV already. PREFILL_CHUNK, FIRST_TOKEN,
-            RECOMPUTED: tokens that were computed. PREEMPTED, FINISHED: tokens that had KV.
-        num_steps: PREFILL_CHUNK: steps that computed them.
+            RECOMPUTED: tokens that were computed. PREEMPTED, PAUSED, FINISHED: tokens that had KV.
+        num_times: PREFILL_CHUNK, PREEMPTED: how many of these were merged into this one.
     """
 
     kind: EventKind
@@ -54,4 +61,4 @@ class RequestEvent:
     cause: str
     reason: WaitReason | None = None
     num_tokens: int = 0
-    num_steps: int = 0
+    num_times: int = 1

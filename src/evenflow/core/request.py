@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from evenflow.core.errors import IntegrityError
-from evenflow.core.events import NUM_DETAILED_EVENTS, EventKind, RequestEvent, WaitReason
+from evenflow.core.events import (
+    MAX_NUM_PAUSABLE_EVENTS,
+    NUM_DETAILED_EVENTS,
+    EventKind,
+    RequestEvent,
+    WaitReason,
+)
 from evenflow.core.ids import DEFAULT_TENANT, RequestId, TenantId
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.rng import derive_seed
@@ -213,14 +219,53 @@ class Request:
 
     def record_chunk(self, num_tokens: int, at_s: float) -> None:
         """Remember that a step computed some of the missing tokens, but not all."""
-        num_steps = 1
+        num_times = 1
         last = self.events[-1]
         if last.kind is EventKind.PREFILL_CHUNK and len(self.events) >= NUM_DETAILED_EVENTS:
             self.events.pop()
             num_tokens += last.num_tokens
-            num_steps += last.num_steps
+            num_times += last.num_times
         self.events.append(
             RequestEvent(
-                EventKind.PREFILL_CHUNK, at_s, "", num_tokens=num_tokens, num_steps=num_steps
+                EventKind.PREFILL_CHUNK, at_s, "", num_tokens=num_tokens, num_times=num_times
             )
         )
+
+    def record_preemption(self, at_s: float, cause: str) -> None:
+        """Remember that it lost its memory, and how far its KV reached."""
+        num_times = 1
+        if len(self.events) >= NUM_DETAILED_EVENTS:
+            starts = [i for i, e in enumerate(self.events) if e.kind is EventKind.PREEMPTED]
+            if starts:
+                merged = self.events[starts[-1]]
+                del self.events[starts[-1] :]
+                at_s = merged.at_s
+                num_times += merged.num_times
+        self.events.append(
+            RequestEvent(
+                EventKind.PREEMPTED,
+                at_s,
+                cause,
+                num_tokens=self.num_computed_tokens,
+                num_times=num_times,
+            )
+        )
+
+    def record_pause(self, at_s: float) -> None:
+        """Remember that whatever it does is interrupted."""
+        if len(self.events) < MAX_NUM_PAUSABLE_EVENTS:
+            self.events.append(
+                RequestEvent(
+                    EventKind.PAUSED,
+                    at_s,
+                    "paused by an operator",
+                    WaitReason.PAUSE,
+                    self.num_computed_tokens,
+                )
+            )
+
+    def record_continuation(self, at_s: float) -> None:
+        """Remember that it goes on with what a pause interrupted, if that was recorded."""
+        if self.events[-1].kind is EventKind.PAUSED:
+            before = self.events[-2]
+            self.events.append(RequestEvent(EventKind.CONTINUED, at_s, before.cause, before.reason))

@@ -83,6 +83,7 @@ class BatchFile:
         num_lines: requests in the input file (blank lines do not count).
         num_done: those that have an output line.
         num_failed: those of them with an error.
+        longest_line: characters of the longest line of the input file.
     """
 
     def __init__(self, input_path: Path, output_path: Path) -> None:
@@ -91,10 +92,12 @@ class BatchFile:
         self._sink: IO[str] | None = None
         self.num_failed = 0
         self.num_lines = 0
+        self.longest_line = 0
         custom_ids = self._read_output()
         self._done = set(custom_ids)
         for line in self._read_input():
             self.num_lines += 1
+            self.longest_line = max(self.longest_line, len(line.text))
             if line.number in custom_ids and custom_ids.pop(line.number) != line.custom_id:
                 raise self._foreign_output()
         if custom_ids:

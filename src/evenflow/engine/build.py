@@ -19,6 +19,7 @@ from evenflow.engine.engine import Engine
 from evenflow.engine.free_memory import free_memory_bytes
 from evenflow.engine.limits import ModelLimits
 from evenflow.execution.attention import Attention
+from evenflow.execution.executor import Executor
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_ops import CpuOps
 from evenflow.execution.kernels.reference import ReferenceAttention
@@ -60,6 +61,7 @@ class Runtime:
         spec: the model's shape.
         kv_plan: how much KV memory there is, and what fits in it.
         config: the settings in force.
+        executor: computes for the engine.
         sentence: the sentence model for embeddings, if one is configured.
         sentence_tokenizer: its tokeniser.
     """
@@ -70,8 +72,20 @@ class Runtime:
     spec: ModelSpec
     kv_plan: KVPlan
     config: EvenflowConfig
+    executor: Executor
     sentence: SentenceEncoder | None = None
     sentence_tokenizer: SentenceTokenizer | None = None
+
+    def warm_up(self) -> None:
+        """Compute a short request, so that the first real one finds all kernels compiled.
+
+        Before the engine is used: it runs on a second engine over the same executor and KV memory.
+        """
+        scheduler = build_scheduler(self.config, self.kv_plan.num_blocks)
+        engine = Engine(scheduler, self.executor, MonotonicClock(), self.engine.limits)
+        engine.add_request("warm-up", [0, 0], SamplingParams(max_tokens=2, ignore_eos=True))
+        while engine.has_work:
+            engine.step()
 
     def compile_grammar(self, params: SamplingParams | PoolingParams) -> TokenGrammar | None:
         """Return the grammar that `Engine.add_request` needs for `params`, if they ask for one.
@@ -144,9 +158,10 @@ def build_runtime(
         if config.execution.attention_backend == "reference"
         else CpuPagedAttention(store)
     )
+    executor = ModelRunner(model, attention, store)
     engine = Engine(
         build_scheduler(config, kv_plan.num_blocks),
-        ModelRunner(model, attention, store),
+        executor,
         clock or MonotonicClock(),
         ModelLimits(
             kv_plan.max_model_len,
@@ -164,7 +179,17 @@ def build_runtime(
         special_ids=tokenizer.special_ids,
         end_ids=frozenset(spec.eos_token_ids),
     )
-    return Runtime(engine, tokenizer, grammars, spec, kv_plan, config, sentence, sentence_tokenizer)
+    return Runtime(
+        engine,
+        tokenizer,
+        grammars,
+        spec,
+        kv_plan,
+        config,
+        executor,
+        sentence,
+        sentence_tokenizer,
+    )
 
 
 def build_scheduler(config: EvenflowConfig, num_blocks: int) -> Scheduler:
@@ -227,6 +252,7 @@ def _plan_kv(config: EvenflowConfig, spec: ModelSpec) -> KVPlan:
         block_size=cache.block_size,
         max_model_len=_max_model_len(config, spec),
         free_bytes=free_bytes,
+        is_count=cache.num_blocks_override is not None,
     )
 
 

@@ -22,7 +22,7 @@ from evenflow.engine.outputs import Delta
 from evenflow.engine.progress import CompletionProgress
 from evenflow.engine.sessions import Session, SessionTable
 from evenflow.execution.executor import Executor
-from evenflow.scheduling.plan import NO_TOKEN, NO_WORK, StepPlan, StepResult
+from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.tokenization.detokenizer import IncrementalDetokenizer
 
@@ -65,7 +65,6 @@ class Engine:
     Attributes:
         sessions: conversations whose KV is kept between turns. So many blocks stay unpinned that
             the longest request always fits.
-        is_paused: steps plan nothing; requests stay where they are, with their memory.
         started: completions that ran for the first time in the last step.
     """
 
@@ -82,14 +81,16 @@ class Engine:
         self.scheduler = scheduler
         self.limits = limits
         self.times = StepTimes()
-        self.is_paused = False
         self.started: list[RequestId] = []
         self._executor = executor
         self._clock = clock
         self._detokenizer = detokenizer
         self._salt_per_tenant = salt_per_tenant
         self._live: dict[RequestId, CompletionProgress] = {}
-        self._ended: list[CompletionProgress] = []
+        # The live completions of each request, by the request's id.
+        self._completions: dict[str, list[CompletionProgress]] = {}
+        # Those that ended without a token, until the next step reports them.
+        self._ended: dict[RequestId, CompletionProgress] = {}
         self._num_added = 0
         kv = scheduler.kv
         longest_blocks = -(-limits.max_model_len // kv.block_size)
@@ -104,6 +105,19 @@ class Engine:
         return self.scheduler.has_work or bool(self._ended)
 
     @property
+    def is_paused(self) -> bool:
+        """Whether steps plan nothing; requests stay where they are, with their memory."""
+        return self.scheduler.is_paused
+
+    def pause(self) -> None:
+        """Have steps plan nothing until `resume`."""
+        self.scheduler.pause(self._clock.now_s())
+
+    def resume(self) -> None:
+        """Have steps plan again."""
+        self.scheduler.resume(self._clock.now_s())
+
+    @property
     def live_requests(self) -> Iterable[Request]:
         """Completions that have not ended."""
         return self.scheduler.requests.values()
@@ -112,8 +126,9 @@ class Engine:
         """Run one step and return what it added to each completion."""
         clock = self._clock.now_s
         started_s = clock()
-        self.expire(started_s)
-        plan = NO_WORK if self.is_paused else self.scheduler.schedule(started_s)
+        if started_s >= self._next_deadline_s or started_s >= self.sessions.next_expiry_s:
+            self.expire(started_s)
+        plan = self.scheduler.schedule(started_s)
         scheduled_s = clock()
         result = self._executor.execute(plan) if plan.requests else StepResult([])
         executed_s = clock()
@@ -171,10 +186,9 @@ class Engine:
         pooling: PoolingParams | None = None
         if isinstance(params, PoolingParams):
             pooling, params = params, SamplingParams()
-        if deadline_s is not None:
-            self._note_deadline(deadline_s)
         params = _under_grammar(params, grammar)
         ids = self._unused_ids(request_id, params.n)
+        _check_deadline(deadline_s)
         if session_id is not None:
             self._session_of[ids[0]] = self.sessions.get(tenant_id, session_id)
         arrival_s = self._clock.now_s()
@@ -183,17 +197,17 @@ class Engine:
             stop_ids |= self.limits.eos_token_ids
         if self._salt_per_tenant:
             cache_salt = f"{tenant_id}\x1f{cache_salt}"
-        length_limit = self.limits.max_model_len
+        max_num_tokens = self.limits.max_model_len
         if pooling is not None:
-            length_limit = len(prompt_token_ids)
+            max_num_tokens = len(prompt_token_ids)
         elif params.max_tokens is not None:
-            length_limit = min(length_limit, len(prompt_token_ids) + params.max_tokens)
+            max_num_tokens = min(max_num_tokens, len(prompt_token_ids) + params.max_tokens)
         for index, own_id in enumerate(ids):
             request = Request(
                 own_id,
                 list(prompt_token_ids),
                 params,
-                max_num_tokens=length_limit,
+                max_num_tokens=max_num_tokens,
                 arrival_s=arrival_s,
                 sequence_number=self._num_added,
                 priority=priority,
@@ -208,14 +222,7 @@ class Engine:
             )
             if index and params.seed is not None:
                 request.seed = derive_seed(params.seed, index)
-            self.scheduler.add(request, arrival_s)
-            self._num_added += 1
-            detokenizer = (
-                self._detokenizer(params.skip_special_tokens) if self._detokenizer else None
-            )
-            self._live[request.request_id] = CompletionProgress(
-                request_id, index, request, detokenizer
-            )
+            self._queue(request_id, index, request)
 
     def abort(self, request_id: str, cause: str = "aborted by the caller") -> bool:
         """End a request and all its completions, and free what they hold at once.
@@ -228,7 +235,7 @@ class Engine:
             Whether there was anything to end. The next step reports it.
         """
         now_s = self._clock.now_s()
-        victims = [p for p in self._live.values() if p.user_id == request_id]
+        victims = tuple(self._completions.get(request_id, ()))
         for progress in victims:
             self.scheduler.finish(progress.request, RequestStatus.FINISHED_ABORTED, now_s, cause)
             self._retire(progress)
@@ -268,14 +275,20 @@ class Engine:
             status=request.status.name.lower(),
             arrival_s=request.arrival_s,
             now_s=now_s,
+            num_computed_tokens=request.num_computed_tokens,
         )
 
-    def _note_deadline(self, deadline_s: float) -> None:
-        if not math.isfinite(deadline_s):
-            raise InvalidRequestError(
-                "deadline_s must be a time", param="deadline_s", why=f"it is {deadline_s!r}"
-            )
-        self._next_deadline_s = min(self._next_deadline_s, deadline_s)
+    def _queue(self, user_id: str, index: int, request: Request) -> None:
+        self.scheduler.add(request, request.arrival_s)
+        self._num_added += 1
+        if request.deadline_s is not None:
+            self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
+        detokenizer = None
+        if self._detokenizer is not None:
+            detokenizer = self._detokenizer(request.sampling.skip_special_tokens)
+        progress = CompletionProgress(user_id, index, request, detokenizer)
+        self._live[request.request_id] = progress
+        self._completions.setdefault(user_id, []).append(progress)
 
     def _keep_for_session(self, request: Request, now_s: float) -> None:
         """A request has ended and still holds its blocks: let its session have them."""
@@ -286,14 +299,13 @@ class Engine:
     def _unused_ids(self, request_id: str, num_completions: int) -> list[RequestId]:
         """Return the ids of a request's completions, which nobody else may carry."""
         ids = [RequestId(completion_id(request_id, index)) for index in range(num_completions)]
-        unreported = {progress.request.request_id for progress in self._ended}
-        for taken in ids:
-            if taken in self._live or taken in unreported:
-                raise DuplicateRequestError(
-                    f"request id {taken!r} is in use",
-                    param="request_id",
-                    fix="Send every request under an id of its own",
-                )
+        taken = [own_id for own_id in ids if own_id in self._live or own_id in self._ended]
+        if taken or request_id in self._completions:
+            raise DuplicateRequestError(
+                f"request id {(taken or ids)[0]!r} is in use",
+                param="request_id",
+                fix="Send every request under an id of its own",
+            )
         return ids
 
     def _update(
@@ -304,11 +316,10 @@ class Engine:
             request = plan.requests[index]
             self.scheduler.finish(request, RequestStatus.FINISHED_ERROR, now_s, reason)
             self._retire(self._live[request.request_id])
-        for index, hidden_sum in result.hidden_sums.items():
-            plan.requests[index].hidden_sum = hidden_sum
         self.scheduler.update(plan, result.token_ids, now_s)
-        for index in result.hidden_sums:
+        for index, hidden_sum in result.hidden_sums.items():
             request = plan.requests[index]
+            request.hidden_sum = hidden_sum
             if request.is_finished:
                 self._retire(self._live[request.request_id])
         self._read_prompt_logprobs(plan, result)
@@ -336,14 +347,14 @@ class Engine:
         self, sampled: list[tuple[CompletionProgress, int]], result: StepResult
     ) -> list[Delta]:
         """Build what callers get; forget who has ended."""
-        deltas = [progress.delta(None, None) for progress in self._ended]
+        deltas = [progress.delta(None, None) for progress in self._ended.values()]
         self._ended.clear()
         token_ids = result.token_ids
         logprobs = result.logprobs
         for progress, index in sampled:
             deltas.append(progress.delta(token_ids[index], logprobs.get(index)))
             if progress.request.is_finished:
-                del self._live[progress.request.request_id]
+                self._forget(progress)
         return deltas
 
     def _read_prompt_logprobs(self, plan: StepPlan, result: StepResult) -> None:
@@ -355,8 +366,23 @@ class Engine:
                 progress.prompt_logprobs.update(enumerate(entries, start=first))
 
     def _retire(self, progress: CompletionProgress) -> None:
+        """A completion has ended without a token: let the next step report it."""
+        self._forget(progress)
+        self._ended[progress.request.request_id] = progress
+
+    def _forget(self, progress: CompletionProgress) -> None:
         del self._live[progress.request.request_id]
-        self._ended.append(progress)
+        completions = self._completions[progress.user_id]
+        completions.remove(progress)
+        if not completions:
+            del self._completions[progress.user_id]
+
+
+def _check_deadline(deadline_s: float | None) -> None:
+    if deadline_s is not None and not math.isfinite(deadline_s):
+        raise InvalidRequestError(
+            "deadline_s must be a time", param="deadline_s", why=f"it is {deadline_s!r}"
+        )
 
 
 def _under_grammar(params: SamplingParams, grammar: TokenGrammar | None) -> SamplingParams:

@@ -20,6 +20,7 @@ from math import fsum
 from typing import Any
 
 from evenflow.core.events import EventKind, RequestEvent, WaitReason
+from evenflow.core.wording import counted
 
 
 class IntervalKind(StrEnum):
@@ -38,9 +39,9 @@ class Interval:
     """A stretch of a request's life.
 
     Attributes:
-        kind: queued (for a seat or a place in the step), held (for memory, its tenant's limit, or a
-            sibling), prefill, decode, preempted (waiting after it lost its memory), or recompute
-            (computing what it lost).
+        kind: queued (for a seat or a place in the step), held (for memory, its tenant's limit, a
+            sibling, or the end of a pause), prefill, decode, preempted (waiting after it lost its
+            memory), or recompute (computing what it lost).
         start_s: when it began, in seconds after the request's arrival.
         end_s: when it ended.
         cause: why, in words.
@@ -126,6 +127,7 @@ def explain(
     status: str,
     arrival_s: float,
     now_s: float | None = None,
+    num_computed_tokens: int = 0,
 ) -> Explanation:
     """Turn a completion's turning points into intervals.
 
@@ -136,12 +138,13 @@ def explain(
         status: as in `Explanation`.
         arrival_s: when it came, in the engine clock's seconds.
         now_s: until when to explain a completion that lives.
+        num_computed_tokens: of its tokens, those that have KV by then.
     """
     life = _Life(arrival_s)
     for event in events:
         life.read(event)
     if now_s is not None and not (events and events[-1].kind is EventKind.FINISHED):
-        life.close(now_s)
+        life.close(now_s, num_computed_tokens)
     latency_s = life.until_s - arrival_s
     return Explanation(
         request_id, tenant_id, status, latency_s, life.intervals, _summary(life.intervals, events)
@@ -167,21 +170,30 @@ class _Life:
         self._num_computed = 0
         self._num_lost = 0
         self._has_output = False
+        # Kind, cause and reason of what a pause has interrupted.
+        self._interrupted: tuple[IntervalKind, str, WaitReason | None]
 
     def read(self, event: RequestEvent) -> None:
         """End the current interval and begin the next."""
-        kind = event.kind
-        if kind in _COMPUTED:
-            self.close(event.at_s, _chunk_detail(event), event.num_tokens)
+        if event.kind in _COMPUTED:
+            self._end(event.at_s, _chunk_detail(event), event.num_tokens)
             self._num_computed += event.num_tokens
-        elif self._kind is IntervalKind.DECODE:
-            self._close_decode(event)
         else:
-            self.close(event.at_s)
+            self.close(event.at_s, event.num_tokens)
         self._begin(event)
 
-    def close(self, at_s: float, detail: str = "", num_tokens: int = 0) -> None:
-        """End the current interval."""
+    def close(self, at_s: float, num_computed_tokens: int) -> None:
+        """End the current interval, in which a decode got as far as `num_computed_tokens`."""
+        if self._kind is not IntervalKind.DECODE:
+            self._end(at_s)
+            return
+        num_tokens = num_computed_tokens - self._num_computed
+        self._num_computed = num_computed_tokens
+        seconds = max(0.0, at_s - self.until_s)
+        each = f", {seconds / num_tokens * 1e3:.1f} ms each" if num_tokens > 1 else ""
+        self._end(at_s, counted(num_tokens, "token") + each if num_tokens else "", num_tokens)
+
+    def _end(self, at_s: float, detail: str = "", num_tokens: int = 0) -> None:
         if at_s > self.until_s:
             self.intervals.append(
                 Interval(
@@ -196,19 +208,17 @@ class _Life:
             )
             self.until_s = at_s
 
-    def _close_decode(self, event: RequestEvent) -> None:
-        num_tokens = event.num_tokens - self._num_computed
-        seconds = max(0.0, event.at_s - self.until_s)
-        detail = (
-            f"{num_tokens} tokens, {seconds / num_tokens * 1e3:.1f} ms each" if num_tokens else ""
-        )
-        self.close(event.at_s, detail, num_tokens)
-
     def _begin(self, event: RequestEvent) -> None:
         kind = event.kind
+        if kind is EventKind.PAUSED:
+            self._interrupted = (self._kind, self._cause, self._reason)
         self._cause = event.cause
         self._reason = event.reason
-        if kind in (EventKind.QUEUED, EventKind.HELD):
+        if kind is EventKind.PAUSED:
+            self._kind = IntervalKind.HELD
+        elif kind is EventKind.CONTINUED:
+            self._kind, self._cause, self._reason = self._interrupted
+        elif kind in (EventKind.QUEUED, EventKind.HELD):
             if self._kind is not IntervalKind.PREEMPTED:
                 queued = kind is EventKind.QUEUED or event.reason in _SHORT_OF_ROOM
                 self._kind = IntervalKind.QUEUED if queued else IntervalKind.HELD
@@ -232,8 +242,8 @@ class _Life:
 
 
 def _chunk_detail(event: RequestEvent) -> str:
-    steps = f" in {event.num_steps} steps" if event.num_steps > 1 else ""
-    return f"{event.num_tokens} tokens{steps}"
+    steps = f" in {event.num_times} steps" if event.num_times > 1 else ""
+    return counted(event.num_tokens, "token") + steps
 
 
 def _totals(intervals: Sequence[Interval]) -> dict[IntervalKind, float]:
@@ -249,6 +259,7 @@ _ADVICE = {
     WaitReason.MEMORY: "raise --kv-cache-memory, or lower --max-num-seqs to share it less",
     WaitReason.TENANT_LIMIT: "raise the tenant's limit, or have it send less at once",
     WaitReason.SIBLING: "nothing to gain, for computing the prompt twice would take longer",
+    WaitReason.PAUSE: "have it resumed",
     None: "a smaller --max-num-batched-tokens makes the step it came into shorter",
 }
 
@@ -263,7 +274,7 @@ def _summary(intervals: Sequence[Interval], events: Sequence[RequestEvent]) -> s
     most = max(totals, key=totals.__getitem__)
     if lost_s >= totals[most]:
         share = _share(lost_s, totals)
-        num_preemptions = sum(event.kind is EventKind.PREEMPTED for event in events)
+        num_preemptions = sum(e.num_times for e in events if e.kind is EventKind.PREEMPTED)
         times = "once" if num_preemptions == 1 else f"{num_preemptions} times"
         return (
             f"Lost {share} by giving up its memory {times}: raise --kv-cache-memory, or lower "
@@ -274,13 +285,13 @@ def _summary(intervals: Sequence[Interval], events: Sequence[RequestEvent]) -> s
     num_tokens = sum(part.num_tokens for part in parts)
     if most is IntervalKind.PREFILL:
         return (
-            f"Computed {num_tokens} prompt tokens for {share}: a prompt that begins like an "
-            "earlier one, or a shorter one, takes less."
+            f"Computed {counted(num_tokens, 'prompt token')} for {share}: a prompt that begins "
+            "like an earlier one, or a shorter one, takes less."
         )
     if most is IntervalKind.DECODE:
         return (
-            f"Generated {num_tokens} tokens for {share}: ask for fewer with max_tokens, or lower "
-            "--max-num-seqs so that each step is shorter."
+            f"Generated {counted(num_tokens, 'token')} for {share}: ask for fewer with max_tokens, "
+            "or lower --max-num-seqs so that each step is shorter."
         )
     longest = max(parts, key=lambda part: part.duration_s)
     # Behind others nobody knows what a request lacks; it is likely what it lacks at the door.

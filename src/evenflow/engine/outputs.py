@@ -114,7 +114,9 @@ class CompletionOutput:
         if delta.token_id is not None:
             self.token_ids.append(delta.token_id)
         if delta.logprobs is not None:
-            self.logprobs = [*(self.logprobs or ()), delta.logprobs]
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs.append(delta.logprobs)
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
             self.stop_reason = delta.stop_reason

@@ -89,6 +89,9 @@ class SessionTable:
         max_pinned_blocks: most blocks that all pins together may hold.
         max_sessions: most sessions to remember. A new one takes the place of the oldest that pins
             nothing.
+
+    Attributes:
+        next_expiry_s: no pin is to be let go earlier.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class SessionTable:
         self._max_sessions = max_sessions
         self._sessions: dict[_Key, Session] = {}
         self._num_opened = 0
-        self._next_expiry_s = math.inf  # none is earlier; it may have been put off
+        self.next_expiry_s = math.inf
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -210,9 +213,9 @@ class SessionTable:
 
     def expire(self, now_s: float) -> None:
         """Let go of the pins whose time is over."""
-        if now_s < self._next_expiry_s:
+        if now_s < self.next_expiry_s:
             return
-        self._next_expiry_s = math.inf
+        self.next_expiry_s = math.inf
         for session in self:
             if session.expires_s is None:
                 continue
@@ -221,7 +224,7 @@ class SessionTable:
                 session.expires_s = None
                 session.num_pinned_tokens = 0
             else:
-                self._next_expiry_s = min(self._next_expiry_s, session.expires_s)
+                self.next_expiry_s = min(self.next_expiry_s, session.expires_s)
 
     def _pin(self, session: Session, token_ids: Sequence[int], cache_salt: str) -> None:
         session.num_pinned_tokens = self._kv.pin(
@@ -232,7 +235,7 @@ class SessionTable:
     def _renew(self, session: Session, now_s: float) -> None:
         session.expires_s = now_s + session.ttl_s if session.num_pinned_tokens else None
         if session.expires_s is not None:
-            self._next_expiry_s = min(self._next_expiry_s, session.expires_s)
+            self.next_expiry_s = min(self.next_expiry_s, session.expires_s)
 
     def _unused_id(self, tenant_id: TenantId) -> str:
         while True:

@@ -26,7 +26,8 @@ from evenflow.memory.block_pool import BlockPool
 from evenflow.memory.block_table import BlockTable
 from evenflow.memory.eviction import LRU, EvictionPolicy
 from evenflow.memory.pins import Pins
-from evenflow.memory.prefix_cache import BlockHash, HashChain, root_hash
+from evenflow.memory.prefix_cache import BlockHash
+from evenflow.memory.request_prefixes import RequestPrefixes
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,8 +87,7 @@ class KVCacheManager:
         self._groups = BlockGroups(self._pool, block_size, initial_group_blocks)
         self._tables = self._groups.tables
         self._pins = Pins(self._pool)
-        # Hashes of each request's blocks, kept from the first look at its prefix until `free`.
-        self._chains: dict[RequestId, HashChain] = {}
+        self._prefixes = RequestPrefixes(self._pool, block_size)
         # Computed tokens at which the next block of a request is full and can be registered.
         self._next_full: dict[RequestId, int] = {}
         # Tokens before this may lie in blocks that a fork has too; dropped once written past.
@@ -249,7 +249,7 @@ class KVCacheManager:
         self._groups.create(child_id, shared, parent.max_num_blocks)
         num_full_blocks = num_tokens // self.block_size
         if self.enable_prefix_caching:
-            self._chains[child_id] = self._chains[parent_id].fork(num_full_blocks)
+            self._prefixes.fork(parent_id, child_id, num_full_blocks)
         self._next_full[child_id] = self._next_full_after(num_full_blocks)
         self._shared_until[child_id] = num_tokens
         self._shared_until[parent_id] = max(num_tokens, self._shared_until.get(parent_id, 0))
@@ -263,10 +263,9 @@ class KVCacheManager:
         next_full = self._next_full[request_id]
         if num_computed_tokens < next_full:
             return
-        chain, table = self._chains[request_id], self._tables[request_id]
         start, stop = next_full // self.block_size - 1, num_computed_tokens // self.block_size
-        for index, block_id in enumerate(table.ids[start:stop].tolist(), start):
-            self._pool.register(chain.hash_at(index, request.token_ids), block_id)
+        full: list[BlockId] = self._tables[request_id].ids[start:stop].tolist()
+        self._prefixes.register(request, start, full)
         self._next_full[request_id] = self._next_full_after(stop)
 
     def free(self, request_id: RequestId) -> None:
@@ -274,7 +273,7 @@ class KVCacheManager:
 
         What is cached of it stays, evictable, until the room is needed.
         """
-        self._chains.pop(request_id, None)
+        self._prefixes.forget(request_id)
         self._next_full.pop(request_id, None)
         self._shared_until.pop(request_id, None)
         if request_id in self._tables:
@@ -312,8 +311,7 @@ class KVCacheManager:
         Raises:
             PinLimitError: that would be too many blocks; nothing has changed.
         """
-        chain = HashChain(self.block_size, root_hash(cache_salt))
-        block_ids = self._find(chain, token_ids, len(token_ids))
+        block_ids = self._prefixes.find_tokens(token_ids, cache_salt)
         self._pins.put(pin_id, block_ids, max_pinned_blocks)
         return len(block_ids) * self.block_size
 
@@ -376,28 +374,4 @@ class KVCacheManager:
         return (num_full_blocks + 1) * self.block_size
 
     def _find_prefix(self, request: Request) -> list[BlockId]:
-        """Return the longest chain of cached blocks that leaves a token to compute.
-
-        A request whose prompt is to be scored or pooled finds none until it has been: all of it has
-        to be computed.
-        """
-        if not self.enable_prefix_caching:
-            return []
-        chain = self._chains.get(request.request_id)
-        if chain is None:
-            chain = HashChain(self.block_size, root_hash(request.cache_salt))
-            self._chains[request.request_id] = chain
-        wants_all = request.pooling is not None or request.sampling.prompt_logprobs is not None
-        if wants_all and request.num_output_tokens == 0:
-            return []
-        return self._find(chain, request.token_ids, request.num_tokens - 1)
-
-    def _find(self, chain: HashChain, token_ids: Sequence[int], num_tokens: int) -> list[BlockId]:
-        """Return the cached blocks of the first `num_tokens` tokens, up to the first gap."""
-        found: list[BlockId] = []
-        for index in range(num_tokens // self.block_size):
-            block_id = self._pool.find(chain.hash_at(index, token_ids))
-            if block_id is None:
-                break
-            found.append(block_id)
-        return found
+        return self._prefixes.find(request) if self.enable_prefix_caching else []

@@ -20,6 +20,7 @@ from collections.abc import Container, Hashable, Sequence
 
 from evenflow.core.errors import IntegrityError, PinLimitError
 from evenflow.core.ids import BlockId
+from evenflow.core.wording import counted
 from evenflow.memory.block_pool import BlockPool
 
 
@@ -55,7 +56,7 @@ class Pins:
         num_pinned = len((self.counts.keys() - released).union(block_ids))
         if num_pinned > max_pinned_blocks:
             raise PinLimitError(
-                f"{len(block_ids)} blocks cannot be pinned",
+                f"{counted(len(block_ids), 'block')} cannot be pinned",
                 why=f"that would make {num_pinned} pinned blocks, and {max_pinned_blocks} leave "
                 "just enough for the longest request",
                 fix="Release a session, or raise --kv-cache-memory",

@@ -64,6 +64,7 @@ def plan_kv_memory(
     block_size: int,
     max_model_len: int,
     free_bytes: int | None = None,
+    is_count: bool = False,
 ) -> KVPlan:
     """Cut `num_bytes` of KV memory into blocks.
 
@@ -73,6 +74,7 @@ def plan_kv_memory(
         block_size: tokens per block.
         max_model_len: longest request in tokens.
         free_bytes: bytes that can be had, if that is known.
+        is_count: whether blocks were asked for, and not bytes.
 
     Raises:
         KVMemoryError: one request of the longest length does not fit, or more is asked for than
@@ -85,7 +87,7 @@ def plan_kv_memory(
             f"The KV memory cannot hold one request of {max_model_len:,} tokens",
             why=f"that takes {format_bytes(needed_bytes)} ({needed_bytes} bytes), and "
             f"{format_bytes(num_bytes)} hold {plan.num_tokens:,} tokens",
-            fix=_remedy(plan, needed_bytes, free_bytes),
+            fix=_remedy(plan, needed_bytes, free_bytes, is_count=is_count),
         )
     if free_bytes is not None and plan.num_bytes > free_bytes:
         raise KVMemoryError(
@@ -106,10 +108,13 @@ def format_bytes(num_bytes: int) -> str:
     return f"{round(size, 2):g} TiB"
 
 
-def _remedy(plan: KVPlan, needed_bytes: int, free_bytes: int | None) -> str:
+def _remedy(plan: KVPlan, needed_bytes: int, free_bytes: int | None, *, is_count: bool) -> str:
     """Say which settings would do."""
     remedies = []
-    if free_bytes is None or needed_bytes <= free_bytes:
+    if is_count:
+        num_blocks = needed_bytes // plan.bytes_per_block
+        remedies.append(f"--num-blocks-override to at least {num_blocks}")
+    elif free_bytes is None or needed_bytes <= free_bytes:
         remedies.append(f"--kv-cache-memory to at least {_ceil_div(needed_bytes, _MIB)}MiB")
     if plan.num_tokens:
         remedies.append(f"--max-model-len to at most {plan.num_tokens}")

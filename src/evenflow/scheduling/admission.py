@@ -25,6 +25,7 @@ from collections import deque
 
 from evenflow.core.errors import IntegrityError, QueueFullError, RateLimitError, RejectedError
 from evenflow.core.ids import TenantId
+from evenflow.core.wording import counted
 from evenflow.fairness.tenants import TenantDirectory, TenantLimits
 
 RATE_WINDOW_S = 30.0
@@ -190,7 +191,7 @@ class _Queue:
             return None
         limit = self.max_num_requests
         if limit is not None and self.num_requests >= limit:
-            return self._full(f"{self.num_requests} requests wait and {limit} may", now_s)
+            return self._full(f"{counted(limit, 'request')} may wait, and no more", now_s)
         limit = self.max_num_tokens
         if limit is not None and self.num_tokens + num_tokens > limit:
             why = (

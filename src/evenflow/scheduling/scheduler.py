@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import le
 
 from evenflow.core.errors import DuplicateRequestError, IntegrityError
 from evenflow.core.events import EventKind, RequestEvent, WaitReason
 from evenflow.core.ids import BlockId, RequestId, TenantId
 from evenflow.core.request import Request
 from evenflow.core.status import RequestStatus
+from evenflow.core.wording import counted
 from evenflow.fairness.service import ServiceLedger
 from evenflow.fairness.tenants import TenantDirectory
 from evenflow.memory.kv_cache_manager import KVCacheManager
-from evenflow.scheduling.plan import NO_TOKEN, StepPlan
+from evenflow.scheduling.plan import NO_TOKEN, NO_WORK, StepPlan
 from evenflow.scheduling.policy import AdmissionView, Policy
 from evenflow.scheduling.seats import TenantSeats
-from evenflow.scheduling.standstill import Standstill
+from evenflow.scheduling.siblings import Siblings
 from evenflow.scheduling.tenant_states import TenantState, tenant_states
+from evenflow.scheduling.wait_log import WaitLog
 from evenflow.scheduling.waiting import WaitingQueue
 
 
@@ -39,10 +42,15 @@ class Scheduler:
         directory: how many requests each tenant may run; without it, any number.
 
     Attributes:
+        requests: all that live, by id.
+        running: those that hold memory and compute, in rank order.
+        waiting: those that could start.
+        seats: how many of each tenant run.
         before_free: called with each request that has ended, just before what it holds is freed,
             and with the time.
         service: what each tenant was given so far.
-        preemption_counts: preemptions so far, by (mode, reason, tenant).
+        num_preemptions: preemptions so far.
+        preemption_counts: the same by (mode, reason, tenant).
     """
 
     def __init__(
@@ -58,16 +66,16 @@ class Scheduler:
         self.kv = kv
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.requests: dict[RequestId, Request] = {}
         self.running: list[Request] = []
         self.waiting = WaitingQueue(policy)
-        self.requests: dict[RequestId, Request] = {}
         self.seats = TenantSeats(TenantDirectory() if directory is None else directory)
         self.before_free: Callable[[Request, float], None] | None = None
         self.service = ServiceLedger()
-        self.preemption_counts: Counter[tuple[str, str, TenantId]] = Counter()
-        self._siblings: dict[RequestId, list[Request]] = {}
-        self._standstill = Standstill()
         self.num_preemptions = 0
+        self.preemption_counts: Counter[tuple[str, str, TenantId]] = Counter()
+        self._siblings = Siblings()
+        self._waits = WaitLog()
         self._started: list[RequestId] = []
 
     @property
@@ -90,11 +98,25 @@ class Scheduler:
         self.requests[request.request_id] = request
         parent = self.requests.get(request.parent_id) if request.parent_id else None
         if parent is not None and parent.num_computed_tokens < parent.num_prompt_tokens:
-            self._siblings.setdefault(parent.request_id, []).append(request)
+            self._siblings.hold(request, parent.request_id)
             cause = f"{parent.request_id} computes the prompt for both"
-            request.record_wait(WaitReason.SIBLING, now_s, cause)
+            self._waits.hold(request, WaitReason.SIBLING, now_s, cause)
         else:
             self._queue(request, now_s)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether `schedule` plans nothing; requests stay where they are, with their memory."""
+        return self._waits.is_paused
+
+    def pause(self, now_s: float) -> None:
+        """Plan nothing until `resume`."""
+        if not self.is_paused:
+            self._waits.pause(self.requests.values(), now_s)
+
+    def resume(self, now_s: float) -> None:
+        """Go on; nothing happens if nothing was paused."""
+        self._waits.resume(self.requests.values(), now_s)
 
     def schedule(self, now_s: float) -> StepPlan:
         """Plan the next step. The plan is empty when nothing can run.
@@ -102,6 +124,8 @@ class Scheduler:
         Raises:
             IntegrityError: the policy composed a step that cannot be.
         """
+        if self._waits.is_paused:
+            return NO_WORK
         self._started = []
         self._rank_running(now_s)
         num_preempted = self._grow_residents(now_s)
@@ -130,15 +154,15 @@ class Scheduler:
                 continue
             request.num_computed_tokens += count
             commit(request, request.num_computed_tokens)
-            if request.num_settled_tokens < request.num_prompt_tokens:
-                self._settle_prompt(request)
             tokens = request.token_ids
             if token_id == NO_TOKEN:
+                self._settle_prompt(request)
                 request.record_chunk(count, now_s)
                 if request.pooling is not None and request.num_computed_tokens == len(tokens):
                     self.finish(request, RequestStatus.FINISHED_STOPPED, now_s, "prompt computed")
                 continue
             if len(tokens) == request.num_tokens_when_admitted:
+                self._settle_prompt(request)
                 self._catch_up(request, count, now_s)
             tokens.append(token_id)
             num_output_tokens[request.tenant_id] += 1
@@ -155,8 +179,8 @@ class Scheduler:
             self._stop_running(request)
         else:
             self.waiting.remove(request)
-            self._leave_queue(request, now_s)
-            self._leave_siblings(request)
+            self._waits.leave(request, now_s)
+            self._siblings.forget(request)
         request.move_to(status)
         request.record(EventKind.FINISHED, now_s, cause, num_tokens=request.num_computed_tokens)
         del self.requests[request.request_id]
@@ -165,22 +189,18 @@ class Scheduler:
         if self.before_free is not None:
             self.before_free(request, now_s)
         self.kv.free(request.request_id)
-        self._queue_siblings(request.request_id, now_s)
+        # If the prompt was never computed its siblings stand on their own.
+        for sibling in self._siblings.release(request.request_id):
+            self._queue(sibling, now_s)
 
     def timeline(self, request: Request, now_s: float) -> list[RequestEvent]:
         """Return a request's turning points, with what it has been queued for by now."""
-        *events, last = request.events
-        if last.kind is EventKind.QUEUED:
-            lacked = self._standstill.shares(request.request_id, now_s)
-            parts = [last.cause, *(f"{share:.3f} s for {r.value}" for r, share in lacked)]
-            reason = lacked[0][0] if lacked else None
-            last = RequestEvent(EventKind.QUEUED, last.at_s, ", ".join(parts), reason)
-        return [*events, last]
+        return self._waits.timeline(request, now_s)
 
     def tenant_states(self) -> Mapping[TenantId, TenantState]:
         """Return how each tenant stands. Takes time in proportion to the waiting requests."""
-        siblings = [child for children in self._siblings.values() for child in children]
-        return tenant_states(self.seats, self.service, self.waiting.by_tenant(), siblings)
+        waiting = self.waiting.by_tenant()
+        return tenant_states(self.seats, self.service, waiting, self._siblings.held)
 
     def check_integrity(self) -> None:
         """Check that queues, statuses and memory agree.
@@ -188,25 +208,28 @@ class Scheduler:
         Raises:
             IntegrityError: they do not.
         """
-        self.kv.check_integrity()
+        kv = self.kv
+        kv.check_integrity()
         self.seats.check_integrity(Counter(request.tenant_id for request in self.running))
-        held = [child for children in self._siblings.values() for child in children]
+        held = list(self._siblings.held)
         queues = [*self.running, *self.waiting, *held]
         ids = [request.request_id for request in queues]
         if sorted(ids) != sorted(self.requests):
             raise IntegrityError("the queues do not hold exactly the live requests", why=str(ids))
-        queued = {r.request_id for r in self.waiting if r.events[-1].kind is EventKind.QUEUED}
-        if queued != set(self._standstill.request_ids):
-            raise IntegrityError("the queue's time is not counted for exactly those in it")
+        if not {request.request_id for request in self.waiting}.issuperset(self._waits.queued_ids):
+            raise IntegrityError("the queue's time is counted for somebody who is not in it")
+        sharing = {r.request_id for r in self.waiting if kv.holds(r.request_id)}
+        if sharing != set(self._siblings.sharing_ids):
+            raise IntegrityError("the wrong requests count as holding a prompt while they wait")
         for request in self.running:
             if request.status is not RequestStatus.RUNNING:
                 raise IntegrityError(f"{request.request_id} runs as {request.status.name}")
-            if not self.kv.holds(request.request_id):
+            if not kv.holds(request.request_id):
                 raise IntegrityError(f"{request.request_id} runs without memory")
         for request in [*self.waiting, *held]:
             if request.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
                 raise IntegrityError(f"{request.request_id} waits as {request.status.name}")
-            if request.num_computed_tokens and not self.kv.holds(request.request_id):
+            if request.num_computed_tokens and not kv.holds(request.request_id):
                 raise IntegrityError(f"{request.request_id} counts KV that it does not hold")
 
     def _rank_running(self, now_s: float) -> None:
@@ -228,21 +251,21 @@ class Scheduler:
 
     def _make_room(self, request: Request, now_s: float) -> None:
         """Free some memory: shared prompts of requests that do not run yet, else a victim."""
-        if self._reclaim_fork():
+        if self._take_back_prompt():
             return
         victim = self.requests[self.policy.victims(self.running)[0].request_id]
         self._preempt(
             victim, now_s, f"{request.request_id} needed a block and none was free or evictable"
         )
 
-    def _reclaim_fork(self) -> bool:
+    def _take_back_prompt(self) -> bool:
         """Take back a shared prompt from a request that does not run yet, if there is one."""
-        for waiting in self.waiting:
-            if self.kv.holds(waiting.request_id):
-                self.kv.free(waiting.request_id)
-                waiting.num_computed_tokens = 0
-                return True
-        return False
+        request = self._siblings.take_back()
+        if request is None:
+            return False
+        self.kv.free(request.request_id)
+        request.num_computed_tokens = 0
+        return True
 
     def _preempt(self, request: Request, now_s: float, cause: str) -> None:
         num_blocks = self.kv.num_held_blocks(request.request_id)
@@ -252,20 +275,16 @@ class Scheduler:
         self.num_preemptions += 1
         self.preemption_counts["recompute", "memory", request.tenant_id] += 1
         request.move_to(RequestStatus.PREEMPTED)
-        request.record(
-            EventKind.PREEMPTED,
-            now_s,
-            f"recompute: {cause}; gave back {num_blocks} blocks",
-            num_tokens=request.num_computed_tokens,
+        request.record_preemption(
+            now_s, f"recompute: {cause}; gave back {counted(num_blocks, 'block')}"
         )
         request.num_computed_tokens = 0
         self.waiting.push(request, now_s)
 
     def _check_composition(self, requests: list[Request], counts: list[int]) -> None:
-        fits = len(counts) == len(requests) and all(
-            0 <= count <= len(request.token_ids) - request.num_computed_tokens
-            for request, count in zip(requests, counts, strict=True)
-        )
+        missing = [len(r.token_ids) - r.num_computed_tokens for r in requests]
+        fits = len(counts) == len(missing) and all(map(le, counts, missing))
+        fits = fits and min(counts, default=0) >= 0
         total = sum(counts)
         if not fits or total > self.max_num_batched_tokens or (requests and total == 0):
             raise IntegrityError(
@@ -282,6 +301,8 @@ class Scheduler:
         Returns:
             Whether anybody was started.
         """
+        if not self.waiting:
+            return False
         self.waiting.refresh(now_s)
         num_running = len(self.running)
         demand = sum(len(r.token_ids) - r.num_computed_tokens for r in self.running)
@@ -289,19 +310,17 @@ class Scheduler:
         while lacking is None and (request := self.waiting.first(self.seats.full)) is not None:
             if len(self.running) >= self.max_num_seqs:
                 lacking = WaitReason.SEATS
-                self._hold(request, lacking, now_s, f"all {self.max_num_seqs} seats are taken")
+                cause = f"no free seat among {self.max_num_seqs}"
+                self._waits.hold(request, lacking, now_s, cause)
             elif demand >= self.max_num_batched_tokens:
                 lacking = WaitReason.TOKENS
                 cause = f"running requests take all {self.max_num_batched_tokens} tokens of a step"
-                self._hold(request, lacking, now_s, cause)
+                self._waits.hold(request, lacking, now_s, cause)
             elif self._admit(request, now_s):
-                self.waiting.remove(request)
-                self.running.append(request)
-                self.seats.take(request.tenant_id)
                 demand += len(request.token_ids) - request.num_computed_tokens
-            elif self.running or not self._reclaim_fork():
+            elif self.running or not self._take_back_prompt():
                 lacking = WaitReason.MEMORY
-        self._standstill.note(lacking, now_s)
+        self._waits.stand_still(lacking, now_s)
         for tenant_id in self.seats.full:
             if (request := self.waiting.first_of(tenant_id)) is not None:
                 self._hold_back(request, now_s)
@@ -316,10 +335,14 @@ class Scheduler:
         if alone or self.policy.admit(request, memory):
             num_cached = kv.admit(request, len(self.running))
         if num_cached is None:
-            cause = f"needs {num_needed} blocks, {memory.num_available_blocks} available"
-            self._hold(request, WaitReason.MEMORY, now_s, cause)
+            cause = f"needs {counted(num_needed, 'block')}, {kv.num_available_blocks} available"
+            self._waits.hold(request, WaitReason.MEMORY, now_s, cause)
             return False
-        self._leave_queue(request, now_s)
+        self.waiting.remove(request)
+        self._waits.leave(request, now_s)
+        self._siblings.forget(request)
+        self.running.append(request)
+        self.seats.take(request.tenant_id)
         request.num_computed_tokens = max(request.num_computed_tokens, num_cached)
         request.num_tokens_when_admitted = request.num_tokens
         if request.num_cached_tokens is None:
@@ -357,19 +380,21 @@ class Scheduler:
             request.record(EventKind.RECOMPUTED, now_s, "", num_tokens=num_tokens)
             return
         request.record(EventKind.FIRST_TOKEN, now_s, "", num_tokens=num_tokens)
-        for child in self._siblings.pop(request.request_id, ()):
-            # The child computes the last prompt token itself, to draw its own first token.
-            shared = request.num_prompt_tokens - 1
-            self.kv.fork(request.request_id, child.request_id, shared)
-            child.num_computed_tokens = child.num_settled_tokens = shared
-            self._queue(child, now_s)
+        for sibling in self._siblings.release(request.request_id):
+            # It computes the last prompt token itself, to draw its own first token.
+            num_shared = request.num_prompt_tokens - 1
+            self.kv.fork(request.request_id, sibling.request_id, num_shared)
+            self._siblings.share(sibling)
+            sibling.num_computed_tokens = sibling.num_settled_tokens = num_shared
+            self._queue(sibling, now_s)
 
     def _settle_prompt(self, request: Request) -> None:
         """Charge the prompt tokens that are computed now and were not before."""
-        num_new = request.num_computed_tokens - request.num_settled_tokens
+        num_computed = min(request.num_computed_tokens, request.num_prompt_tokens)
+        num_new = num_computed - request.num_settled_tokens
         if num_new > 0:
             self.service.num_prompt_tokens[request.tenant_id] += num_new
-            request.num_settled_tokens = request.num_computed_tokens
+            request.num_settled_tokens = num_computed
 
     def _stop_running(self, request: Request) -> None:
         self.running.remove(request)
@@ -377,39 +402,17 @@ class Scheduler:
 
     def _hold_back(self, request: Request, now_s: float) -> None:
         """Tell a request that its tenant runs as many as it may."""
-        limit = self.seats.limit(request.tenant_id)
-        cause = f"tenant {request.tenant_id} runs its {limit} requests at most"
-        self._hold(request, WaitReason.TENANT_LIMIT, now_s, cause)
+        if request.events[-1].reason is not WaitReason.TENANT_LIMIT:
+            num_running = counted(self.seats.num_running[request.tenant_id], "request")
+            cause = f"tenant {request.tenant_id} runs {num_running}, as many as it may"
+            self._waits.hold(request, WaitReason.TENANT_LIMIT, now_s, cause)
 
     def _queue(self, request: Request, now_s: float) -> None:
         """Put a request that never ran into the waiting queue."""
-        request.record(EventKind.QUEUED, now_s, f"{len(self.waiting)} others waiting")
-        self._standstill.enter(request.request_id, now_s)
+        self._waits.enter(request, len(self.waiting), now_s)
         self.waiting.push(request, now_s)
         if request.tenant_id in self.seats.full:
             self._hold_back(request, now_s)
-
-    def _hold(self, request: Request, reason: WaitReason, now_s: float, cause: str) -> None:
-        """Record what the request at the door lacks, unless that is known."""
-        if request.events[-1].reason is not reason:
-            self._leave_queue(request, now_s)
-            request.record_wait(reason, now_s, cause)
-
-    def _leave_queue(self, request: Request, now_s: float) -> None:
-        """A request is queued no more: keep what it was queued for."""
-        if request.events[-1].kind is EventKind.QUEUED:
-            request.events[:] = self.timeline(request, now_s)
-            self._standstill.leave(request.request_id)
-
-    def _queue_siblings(self, parent_id: RequestId, now_s: float) -> None:
-        """The parent ended without a computed prompt: its siblings stand on their own."""
-        for child in self._siblings.pop(parent_id, ()):
-            self._queue(child, now_s)
-
-    def _leave_siblings(self, request: Request) -> None:
-        children = self._siblings.get(request.parent_id) if request.parent_id else None
-        if children and request in children:
-            children.remove(request)
 
     @staticmethod
     def _may_stop(request: Request) -> bool:

@@ -48,7 +48,7 @@ class TenantSeats:
         Raises:
             IntegrityError: a count is wrong, or a tenant runs more than it may.
         """
-        if running != self.num_running:
+        if dict(running) != dict(self.num_running):
             raise IntegrityError("running requests of tenants are counted wrongly")
         for tenant_id, count in running.items():
             limit = self.limit(tenant_id)

@@ -35,7 +35,7 @@ class Standstill:
         return self._at_entry.keys()
 
     def note(self, reason: WaitReason | None, now_s: float) -> None:
-        """Say why nobody more can start from now on; None when nobody waits."""
+        """Say why nobody more can start from now on; None if nothing is known."""
         if self._reason is not None:
             self._seconds[self._reason] += now_s - self._since_s
         self._reason = reason

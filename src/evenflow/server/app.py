@@ -8,12 +8,13 @@ from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evenflow.core.errors import EvenflowError, InvalidRequestError
 from evenflow.server import routes
 from evenflow.server.auth import Door
-from evenflow.server.batches import BatchStore, BatchWorker, FileStore
+from evenflow.server.batches import BatchStore, BatchWorker, FileStore, lock_folder
 from evenflow.server.connections import LingeringClose
 from evenflow.server.dashboard import dashboard_router
 from evenflow.server.endpoint import Endpoint
@@ -24,6 +25,7 @@ from evenflow.server.errors import (
     status_code,
 )
 from evenflow.server.generation import answer_for_batch
+from evenflow.server.http import CLIENT_CLOSED_REQUEST
 from evenflow.server.messages import error_body as messages_error_body
 from evenflow.server.responses import ResponseStore
 from evenflow.server.serving import Serving
@@ -45,7 +47,8 @@ def create_app(serving: Serving) -> FastAPI:
         description="Serves large language models the way an operating system runs processes.",
         redoc_url=None,
     )
-    data_dir = config.data_dir or serving.config.paths.cache / "server"
+    data_dir = config.data_dir or serving.config.paths.cache / "server" / str(config.port)
+    app.state.data_lock = lock_folder(data_dir)
     files = FileStore(data_dir / "files", serving.unix_time)
     batches = BatchStore(data_dir / "batches", serving.unix_time)
     worker = BatchWorker(
@@ -54,6 +57,7 @@ def create_app(serving: Serving) -> FastAPI:
         partial(answer_for_batch, serving),
         status_code,
         num_at_once=serving.config.scheduler.max_num_seqs,
+        max_line_chars=config.max_request_bytes,
     )
     serving.in_background(worker.run)
     responses = ResponseStore(config.max_stored_response_bytes)
@@ -63,6 +67,7 @@ def create_app(serving: Serving) -> FastAPI:
     app.include_router(dashboard_router())
     app.add_exception_handler(EvenflowError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_bug)
     app.add_middleware(HttpMeter, on_answer=serving.metrics.on_http)
     app.add_middleware(LingeringClose)
@@ -112,6 +117,11 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     answer = _in_form_of(request, refusal)
     answer.headers.update(error.headers or {})
     return answer
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """The client went away in the middle of its body."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

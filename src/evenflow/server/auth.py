@@ -25,6 +25,7 @@ from evenflow.server.serving import Caller
 TENANT_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
+_PORT = re.compile(r":\d*$")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -43,17 +44,22 @@ class Door:
         self._directory = directory
         self.needs_key = bool(len(keys) or config.api_key)
         check_exposure(config, has_keys=self.needs_key)
+        is_opened = config.allow_unauthenticated or config.trust_proxy_headers
+        self._is_private = config.host in LOOPBACK and not is_opened
 
     def identify(self, request: Request) -> Identity | None:
         """Return whose key came with a request; None where none is needed.
 
         Raises:
             AuthenticationError: the key is missing or wrong.
+            PermissionDeniedError: no key is needed, and a web page of somebody else asks.
         """
         key = _presented_key(request)
         if key is not None and (identity := self._lookup(key)) is not None:
             return identity
         if not self.needs_key:
+            if self._is_private:
+                _refuse_foreign_pages(request.headers)
             return None
         raise AuthenticationError(
             "the API key is wrong" if key else "an API key is needed",
@@ -161,6 +167,27 @@ def check_exposure(config: ServerConfig, *, has_keys: bool) -> None:
     )
 
 
+def _refuse_foreign_pages(headers: Mapping[str, str]) -> None:
+    """Keep web pages that a user of this machine looks at from using a server without keys.
+
+    A browser sends a page's requests to loopback too. It says whose page it is in `Origin`; and a
+    name that somebody's name server makes point at loopback stands in `Host`.
+
+    Raises:
+        PermissionDeniedError: the page is not the server's own.
+    """
+    host = headers.get("host", "").lower()
+    name = host.rpartition(":")[0] if _PORT.search(host) else host
+    origin = headers.get("origin")
+    if (not host or name.strip("[]") in LOOPBACK) and origin in (None, f"http://{host}"):
+        return
+    raise PermissionDeniedError(
+        "without API keys only this machine may use the server, and no web page but its own",
+        why=f"the request is for {host[:100]!r}, from a page of {(origin or 'nobody')[:100]!r}",
+        fix="Ask for localhost or 127.0.0.1, set --api-key, or say --allow-unauthenticated",
+    )
+
+
 def _presented_key(request: Request) -> str | None:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key:
@@ -192,14 +219,14 @@ def _milliseconds(headers: Mapping[str, str], *names: str) -> float | None:
         if text is None:
             continue
         try:
-            value = float(text)
+            seconds = float(text) / 1000
         except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
             raise InvalidRequestError(
                 f"{name} must be a positive number of milliseconds",
                 param=name,
                 why=f"it is {text[:40]!r}",
             )
-        return value / 1000
+        return seconds
     return None

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from evenflow.core.errors import ConfigError, EvenflowError, InvalidRequestError
 from evenflow.engine.openai import error_body
@@ -46,6 +46,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._num_head_bytes = 0
+        self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -53,8 +54,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop to wait."""
+        """Stop to wait, and let the request that runs know."""
         self._stop_waiting()
+        self._give_up_answer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -81,6 +83,22 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answer what is no HTTP."""
         self._refuse(InvalidRequestError("this is not a request in HTTP/1.1"))
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _give_up_answer(self) -> bool:
+        """Write no more of the answer that is being written; return whether there is any.
+
+        uvicorn itself looks at the last request that it has read, which may wait for its turn.
+        """
+        cycle = self._running
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return True
+
     def _await_head(self) -> None:
         if self._head_timer is None:
             self._num_head_bytes = 0
@@ -97,7 +115,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._give_up_answer():
             status = HTTPStatus(status_code(error))
             body = msgspec.json.encode({"error": error_body(error)})
             head = (

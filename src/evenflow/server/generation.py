@@ -10,11 +10,11 @@ from typing import Any
 
 from evenflow.core.errors import (
     DeadlineError,
-    EvenflowError,
     GenerationError,
     RequestAbortedError,
 )
 from evenflow.core.ids import TenantId
+from evenflow.core.structured import StructuredOutput
 from evenflow.engine.openai import (
     CHAT,
     COMPLETIONS,
@@ -104,7 +104,7 @@ class Generation:
         for prompt in parsed.prompts:
             model.info.limits.check(prompt.token_ids, parsed.params)
         serving.admit(caller.tenant_id, parsed.num_prompt_tokens)
-        request_id = serving.unused_id(id_prefix + caller.request_id)
+        request_id = serving.unused_id(id_prefix + caller.request_id, len(parsed.prompts))
         generation = cls(serving, model, caller, parsed, request_id)
         if serving.config.server.enable_log_requests:
             logger.debug("request %s: %s", generation.request_id, body)
@@ -132,7 +132,7 @@ class Generation:
         ]
         while batch := await self._stream.next_batch():
             for delta in batch:
-                raise_if_cut_short(delta)
+                raise_if_cut_short(delta, self.parsed.params.structured)
                 outputs[self._positions[delta.request_id]].add(delta)
         return response_body(
             self.parsed,
@@ -169,7 +169,7 @@ class Generation:
 
     def _write(self, writer: ChunkWriter, batch: list[Delta]) -> Iterator[dict[str, Any]]:
         for delta in batch:
-            raise_if_cut_short(delta)
+            raise_if_cut_short(delta, self.parsed.params.structured)
             chunk = writer.write(self._positions[delta.request_id], delta)
             if chunk is not None:
                 yield chunk
@@ -186,7 +186,8 @@ async def answer_for_batch(
     if isinstance(body, dict):
         body = {"priority": "batch", **body}
     caller = Caller(tenant_id, token_hex(12))
-    received = Received(caller, body, _INLINE_BYTES)
+    # It may be long, and nobody waits for it.
+    received = Received(caller, body, _INLINE_BYTES + 1)
     generation = await Generation.start(serving, url, received, ID_PREFIXES[url])
     try:
         return await generation.result()
@@ -194,8 +195,12 @@ async def answer_for_batch(
         generation.abandon()
 
 
-def raise_if_cut_short(delta: Delta) -> None:
+def raise_if_cut_short(delta: Delta, structured: StructuredOutput | None = None) -> None:
     """Raise the error with which a completion ended, if it did.
+
+    Args:
+        delta: any of its deltas.
+        structured: the form that its text must have. If it fails, that was too complex.
 
     Raises:
         EvenflowError: the completion was aborted, failed or ran out of time.
@@ -204,6 +209,8 @@ def raise_if_cut_short(delta: Delta) -> None:
     match delta.finish_reason:
         case "timeout":
             raise DeadlineError("the request's time was up", why=why)
+        case "error" if structured is not None:
+            raise structured.refusal(why)
         case "error":
             raise GenerationError("the request failed", why=why)
         case "abort":

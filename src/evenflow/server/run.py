@@ -73,31 +73,43 @@ async def _serve(
             backlog=BACKLOG,
         )
     )
-    web_task = asyncio.create_task(web.serve(sockets=[listener]))
-    try:
-        with _signals() as stop:
-            starting = asyncio.create_task(serving.start(progress))
-            stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if stopped.done():
-                starting.cancel()
-                return
-            await starting
-            on_ready(_url(listener, settings.host), serving)
-            failed = asyncio.create_task(serving.failed.wait())
-            await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
-            stop.clear()
-            draining = asyncio.create_task(serving.drain(settings.shutdown_timeout))
-            impatient = asyncio.create_task(stop.wait())
-            await asyncio.wait({draining, impatient}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        serving.stopping.set()
-        web.should_exit = True
-        await serving.close()
-        await web_task
-        listener.close()
+    with _signals() as stop:
+        web_task = asyncio.create_task(web.serve(sockets=[listener]))
+        try:
+            ready = partial(on_ready, _url(listener, settings.host), serving)
+            await _until_stopped(serving, stop, ready, progress)
+        finally:
+            serving.stopping.set()
+            web.should_exit = True
+            await serving.close()
+            await web_task
+            listener.close()
     if serving.engine.failure is not None:
         raise serving.engine.failure
+
+
+async def _until_stopped(
+    serving: Serving,
+    stop: asyncio.Event,
+    on_ready: Callable[[], None],
+    progress: Progress | None,
+) -> None:
+    """Load the model, serve until a signal or the engine's end, and let what runs finish."""
+    starting = asyncio.create_task(serving.start(progress))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if stopped.done():
+        starting.cancel()
+        return
+    await starting
+    on_ready()
+    failed = asyncio.create_task(serving.failed.wait())
+    await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+    stop.clear()
+    ending = asyncio.create_task(serving.shut_down(serving.config.server.shutdown_timeout))
+    impatient = asyncio.create_task(stop.wait())
+    await asyncio.wait({ending, impatient}, return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
 
 
 class _WebServer(uvicorn.Server):

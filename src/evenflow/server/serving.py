@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from secrets import token_hex
-from typing import Any, NamedTuple
+from threading import Thread
+from typing import Any, NamedTuple, TypeVar
 
 from evenflow.config import EvenflowConfig
 from evenflow.core.clock import Clock, MonotonicClock
@@ -42,6 +44,8 @@ _SUMMARY_S = 10.0
 _LAG_PROBE_S = 0.1
 _DRAIN_RETRY_S = 5.0
 
+
+T = TypeVar("T")
 
 Background = Callable[[], Coroutine[Any, Any, None]]
 
@@ -107,6 +111,7 @@ class Serving:
 
     Attributes:
         is_draining: no new requests are taken.
+        is_ending: the server was told to stop, which nothing undoes.
         created: Unix time of the start, in seconds.
         failed: set once the engine is gone.
         sentence_tokenizer: of the sentence model, if there is one.
@@ -119,6 +124,7 @@ class Serving:
         self.version = version("evenflow")
         self.created = int(time.time())
         self.is_draining = False
+        self.is_ending = False
         limits = TenantLimits.from_config(config.scheduler)
         keys_file = config.server.keys_file
         self.keys = KeyRing.load(keys_file, limits) if keys_file else KeyRing(())
@@ -154,7 +160,7 @@ class Serving:
         self.sentence_tokenizer: SentenceTokenizer | None = None
         self._model: Model | None = None
         self._background: list[Background] = [self._watch_loop, self._log_summary]
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def name(self) -> str:
@@ -188,7 +194,7 @@ class Serving:
             EvenflowError: the model cannot be served, and why.
         """
         info, tokenizer = await asyncio.gather(
-            self.engine.start(progress), asyncio.to_thread(self._load_tokenizers)
+            self.engine.start(progress), _in_daemon_thread(self._load_tokenizers)
         )
         parser = self.config.server.tool_call_parser
         self._model = Model(
@@ -198,7 +204,9 @@ class Serving:
             info.limits.max_model_len * tokenizer.max_token_chars,
         )
         for job in self._background:
-            self._tasks.add(asyncio.create_task(job()))
+            task = asyncio.create_task(job())
+            task.add_done_callback(_log_failure)
+            self._tasks.append(task)
 
     def unix_time(self) -> int:
         """Return the wall clock, in whole seconds."""
@@ -208,11 +216,13 @@ class Serving:
         """Have a job run from `start` to `close`."""
         self._background.append(job)
 
-    async def drain(self, timeout_s: float) -> None:
+    async def shut_down(self, timeout_s: float) -> None:
         """Take no more requests, let those that run finish, and hand back the rest."""
-        self.is_draining = True
+        self.is_draining = self.is_ending = True
         with suppress(TimeoutError):
             await asyncio.wait_for(self.books.idle.wait(), timeout_s)
+        # Lines of batches are not handed back: they are answered after a restart.
+        await self._stop_background()
         if len(self.books):
             logger.warning(
                 "%d requests did not finish in time and are handed back", len(self.books)
@@ -222,8 +232,7 @@ class Serving:
 
     async def close(self) -> None:
         """Stop the engine."""
-        for task in self._tasks:
-            task.cancel()
+        await self._stop_background()
         await self.engine.close()
         if self._tracer is not None:
             self._tracer.close()
@@ -299,7 +308,7 @@ class Serving:
 
     def abandon(self, stream: DeltaStream) -> None:
         """End what still runs of some requests: nobody wants it any more."""
-        if not stream.is_complete:
+        if stream.num_open:
             for request_id in stream.request_ids:
                 self.engine.abort(request_id, "the client went away")
 
@@ -310,9 +319,13 @@ class Serving:
         live: dict[str, Any] | None = await self.engine.call("explain", request_id=request_id)
         return live
 
-    def unused_id(self, wanted: str) -> str:
-        """Return `wanted`, or something like it if a live request has it."""
-        return f"{wanted}-{token_hex(4)}" if wanted in self.books else wanted
+    def unused_id(self, wanted: str, num_prompts: int) -> str:
+        """Return an id for a request of so many prompts: `wanted`, or something like it.
+
+        It may be that a live request has the id that one of the prompts would get.
+        """
+        is_taken = any(prompt_id(wanted, position) in self.books for position in range(num_prompts))
+        return f"{wanted}-{token_hex(4)}" if is_taken else wanted
 
     def check_model(self, name: object) -> None:
         """Check that a request's model is the one that is served; none means this one.
@@ -328,6 +341,11 @@ class Serving:
             )
             error.code = "model_not_found"
             raise error
+
+    async def _stop_background(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _load_tokenizers(self) -> Tokenizer:
         config = self.config
@@ -376,6 +394,28 @@ class Serving:
                 sum(self.metrics.generation_rate.per_second(now_s).values()),
                 100 * snapshot.kv.num_used / snapshot.kv.num_blocks,
             )
+
+
+async def _in_daemon_thread(work: Callable[[], T]) -> T:
+    """Return what `work` returns. The end of the process does not wait for it.
+
+    It may be fetching a model, and who interrupts that wants it to end.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001  # it is raised where it is awaited
+            outcome.set_exception(error)
+
+    Thread(target=run, name=work.__name__, daemon=True).start()
+    return await asyncio.wrap_future(outcome)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (bug := task.exception()) is not None:
+        logger.error("a background job ended", exc_info=bug)
 
 
 def prompt_id(request_id: str, position: int) -> str:

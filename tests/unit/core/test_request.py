@@ -5,7 +5,12 @@ import itertools
 import pytest
 
 from evenflow.core.errors import IntegrityError
-from evenflow.core.events import EventKind
+from evenflow.core.events import (
+    MAX_NUM_PAUSABLE_EVENTS,
+    NUM_DETAILED_EVENTS,
+    EventKind,
+    WaitReason,
+)
 from evenflow.core.ids import RequestId
 from evenflow.core.request import Request
 from evenflow.core.sampling import SamplingParams
@@ -83,9 +88,48 @@ def test_request_takes_a_given_seed_as_64_bits(seed: int, stream: int) -> None:
 
 def test_record_keeps_events_in_order() -> None:
     request = make_request()
-    request.record(EventKind.QUEUED, 1.0, "0 others waiting")
+    request.record(EventKind.QUEUED, 1.0, "nobody else")
     request.record(EventKind.SCHEDULED, 2.5, "why")
     assert [(event.kind.value, event.at_s, event.cause) for event in request.events] == [
-        ("queued", 1.0, "0 others waiting"),
+        ("queued", 1.0, "nobody else"),
         ("scheduled", 2.5, "why"),
     ]
+
+
+def test_record_preemption_merges_with_the_last_one_when_events_are_many() -> None:
+    request = make_request()
+    for cycle in range(NUM_DETAILED_EVENTS):
+        request.num_computed_tokens = cycle
+        request.record_preemption(10.0 * cycle, f"cause {cycle}")
+        request.record_wait(WaitReason.MEMORY, 10.0 * cycle + 1, "")
+        request.record(EventKind.RESUMED, 10.0 * cycle + 2, "")
+    assert len(request.events) <= NUM_DETAILED_EVENTS + 2
+    preempted = [event for event in request.events if event.kind is EventKind.PREEMPTED]
+    assert sum(event.num_times for event in preempted) == NUM_DETAILED_EVENTS
+    assert [event.num_times for event in preempted[:-1]] == [1] * (len(preempted) - 1)
+    last = preempted[-1]
+    assert (last.at_s, last.num_tokens) == (10.0 * (len(preempted) - 1), NUM_DETAILED_EVENTS - 1)
+    assert last.cause == f"cause {NUM_DETAILED_EVENTS - 1}"
+
+
+def test_record_pause_stops_when_events_are_many() -> None:
+    request = make_request()
+    request.record(EventKind.SCHEDULED, 0.0, "")
+    for number in range(1000):
+        request.record_pause(float(number))
+        request.record_continuation(number + 0.5)
+    kinds = [event.kind for event in request.events]
+    assert len(kinds) <= MAX_NUM_PAUSABLE_EVENTS + 1
+    assert kinds.count(EventKind.PAUSED) == kinds.count(EventKind.CONTINUED)
+
+
+def test_record_continuation_repeats_what_was_lacking_before_the_pause() -> None:
+    request = make_request()
+    request.record_wait(WaitReason.SIBLING, 1.0, "another computes the prompt")
+    request.record_pause(2.0)
+    request.record_continuation(3.0)
+    last = request.events[-1]
+    assert (last.kind, last.reason) == (EventKind.CONTINUED, WaitReason.SIBLING)
+    assert last.cause == "another computes the prompt"
+    request.record_continuation(4.0)
+    assert request.events[-1] is last

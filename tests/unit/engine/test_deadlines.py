@@ -75,7 +75,7 @@ def test_step_honours_a_deadline_after_earlier_requests_ended_by_themselves(
 def test_step_ends_late_requests_while_the_engine_is_paused(clock: ManualClock) -> None:
     engine, _ = make_engine(clock=clock)
     engine.add_request("a", [1], PARAMS, deadline_s=101.0)
-    engine.is_paused = True
+    engine.pause()
     assert engine.step() == []
     clock.advance(1.0)
     assert [delta.finish_reason for delta in engine.step()] == ["timeout"]

@@ -181,6 +181,36 @@ def test_add_request_refuses_an_id_in_use(first: str, n: int, second: str, secon
     assert len(run(engine)) == second_n
 
 
+def test_add_request_refuses_an_id_of_which_another_completion_lives() -> None:
+    engine = make_text_engine(lambda name: "ab" if name == "a" else "long text")
+    engine.add_request("a", spell("prompt"), SamplingParams(n=2))
+    while "a" in engine.scheduler.requests:
+        engine.step()
+    assert list(engine.scheduler.requests) == ["a#1"]
+    with pytest.raises(DuplicateRequestError):
+        engine.add_request("a", spell("prompt"), SamplingParams())
+    assert engine.abort("a")
+    assert run(engine).keys() == {("a", 1)}
+
+
+def test_engine_forgets_all_about_requests_that_have_ended() -> None:
+    engine = make_text_engine(lambda _: "some text")
+    engine.sessions.open(TenantId("default"), 60.0, "talk")
+    for name, n in (("a", 3), ("b", 1), ("c", 2)):
+        params = SamplingParams(n=n)
+        engine.add_request(name, spell("prompt"), params, deadline_s=105.0, session_id="talk")
+    engine.step()
+    engine.abort("b")
+    engine._executor.failing.add("c")
+    run(engine)
+    scheduler = engine.scheduler
+    waits = scheduler._waits
+    for state in (engine._live, engine._completions, engine._ended, engine._session_of):
+        assert not state
+    for state in (scheduler.kv._prefixes, scheduler._siblings._held, waits.queued_ids):
+        assert not state
+
+
 def test_add_request_refuses_an_id_whose_end_is_not_reported_yet() -> None:
     engine = make_text_engine(lambda _: "text")
     engine.add_request("a", spell("prompt"), SamplingParams())

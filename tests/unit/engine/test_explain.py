@@ -6,6 +6,7 @@ import pytest
 from evenflow.core.clock import ManualClock
 from evenflow.core.events import NUM_DETAILED_EVENTS, EventKind, RequestEvent, WaitReason
 from evenflow.core.sampling import SamplingParams
+from evenflow.core.status import RequestStatus
 from evenflow.engine.engine import Engine
 from evenflow.engine.explain import Explanation, explain
 from evenflow.engine.explain_store import ExplainStore
@@ -32,10 +33,10 @@ FULL_LIFE = [
     at(EventKind.QUEUED, 10.5, "2 others waiting", reason=WaitReason.SEATS),
     at(EventKind.HELD, 11.0, "needs 9 blocks, 4 available", reason=WaitReason.MEMORY),
     at(EventKind.SCHEDULED, 13.0, "16 of 100 tokens already have KV", num_tokens=16),
-    at(EventKind.PREFILL_CHUNK, 14.0, num_tokens=64, num_steps=1),
+    at(EventKind.PREFILL_CHUNK, 14.0, num_tokens=64, num_times=1),
     at(EventKind.FIRST_TOKEN, 14.5, num_tokens=20),
     at(EventKind.PREEMPTED, 16.5, "recompute: x needed a block", num_tokens=110),
-    at(EventKind.HELD, 17.0, "all 8 seats are taken", reason=WaitReason.SEATS),
+    at(EventKind.HELD, 17.0, "no free seat among 8", reason=WaitReason.SEATS),
     at(EventKind.RESUMED, 18.0, "96 of 111 tokens already have KV", num_tokens=96),
     at(EventKind.RECOMPUTED, 18.25, num_tokens=15),
     at(EventKind.FINISHED, 20.25, "length limit", num_tokens=121),
@@ -67,18 +68,18 @@ def test_explain_turns_every_turning_point_into_the_end_of_an_interval() -> None
     ]
     causes = [i.cause for i in explanation.intervals]
     assert causes[2] == "needs 9 blocks, 4 available"
-    assert causes[7] == "all 8 seats are taken"
+    assert causes[7] == "no free seat among 8"
 
 
 def test_explain_tells_recompute_from_prefill_when_a_prompt_was_lost_half_way() -> None:
     explanation = told(
         at(EventKind.QUEUED, 10.0),
         at(EventKind.SCHEDULED, 10.0),
-        at(EventKind.PREFILL_CHUNK, 11.0, num_tokens=32, num_steps=1),
+        at(EventKind.PREFILL_CHUNK, 11.0, num_tokens=32, num_times=1),
         at(EventKind.PREEMPTED, 12.0, num_tokens=32),
         at(EventKind.RESUMED, 13.0),
-        at(EventKind.PREFILL_CHUNK, 14.0, num_tokens=32, num_steps=1),
-        at(EventKind.PREFILL_CHUNK, 15.0, num_tokens=32, num_steps=1),
+        at(EventKind.PREFILL_CHUNK, 14.0, num_tokens=32, num_times=1),
+        at(EventKind.PREFILL_CHUNK, 15.0, num_tokens=32, num_times=1),
         at(EventKind.FINISHED, 16.0),
     )
     assert [kind for kind, _, _ in pieces(explanation)] == [
@@ -127,6 +128,89 @@ def test_explain_advises_by_what_was_lacking(reason: WaitReason, advice: str) ->
     ]
     summary = told(*events).summary
     assert "3.0 s of 4.0 s (why): " + advice in summary
+
+
+def test_explain_splits_a_decode_at_a_pause() -> None:
+    explanation = told(
+        at(EventKind.SCHEDULED, 10.0),
+        at(EventKind.FIRST_TOKEN, 11.0, num_tokens=8),
+        at(EventKind.PAUSED, 13.0, "paused by an operator", reason=WaitReason.PAUSE, num_tokens=18),
+        at(EventKind.CONTINUED, 18.0),
+        at(EventKind.FINISHED, 19.0, num_tokens=22),
+    )
+    assert [(i.kind.value, i.start_s, i.end_s, i.num_tokens) for i in explanation.intervals] == [
+        ("prefill", 0.0, 1.0, 8),
+        ("decode", 1.0, 3.0, 10),
+        ("held", 3.0, 8.0, 0),
+        ("decode", 8.0, 9.0, 4),
+    ]
+    assert explanation.intervals[-1].cause == "a token per step"
+    assert explanation.summary == "Held 5.0 s of 9.0 s (paused by an operator): have it resumed."
+
+
+@pytest.mark.parametrize(("interrupted", "kind"), [(2, "held"), (6, "preempted"), (8, "recompute")])
+def test_explain_goes_on_after_a_pause_with_what_was_interrupted(
+    interrupted: int, kind: str
+) -> None:
+    paused_s = FULL_LIFE[interrupted - 1].at_s
+    explanation = told(
+        *FULL_LIFE[:interrupted],
+        at(EventKind.PAUSED, paused_s + 0.125, reason=WaitReason.PAUSE),
+        at(EventKind.CONTINUED, paused_s + 0.1875),
+        *FULL_LIFE[interrupted:],
+    )
+    start_s = paused_s + 0.1875 - 10
+    (after,) = [i for i in explanation.intervals if i.start_s == start_s]
+    assert after.kind == kind
+    assert after.cause == FULL_LIFE[interrupted - 1].cause
+    assert after.reason == FULL_LIFE[interrupted - 1].reason
+
+
+def test_explain_counts_a_pause_before_the_first_step_as_queue_time() -> None:
+    explanation = told(
+        at(EventKind.QUEUED, 10.0, "0 others waiting"),
+        at(EventKind.PAUSED, 10.0, reason=WaitReason.PAUSE),
+        at(EventKind.CONTINUED, 14.0),
+        at(EventKind.SCHEDULED, 15.0),
+        at(EventKind.FIRST_TOKEN, 16.0, num_tokens=1),
+        at(EventKind.FINISHED, 16.0, num_tokens=1),
+    )
+    assert explanation.queue_time_s == 5.0
+
+
+def test_explain_counts_the_tokens_of_a_decode_that_goes_on() -> None:
+    explanation = explain(
+        FULL_LIFE[:5],
+        request_id="r",
+        tenant_id="t",
+        status="running",
+        arrival_s=10.0,
+        now_s=30.0,
+        num_computed_tokens=155,
+    )
+    assert explanation.intervals[-1].detail == "55 tokens, 281.8 ms each"
+    assert explanation.summary.startswith("Generated 55 tokens for 15.5 s of 20.0 s")
+
+
+def test_explain_speaks_of_one_token_as_one() -> None:
+    explanation = told(
+        at(EventKind.SCHEDULED, 10.0),
+        at(EventKind.PREFILL_CHUNK, 11.0, num_tokens=1),
+        at(EventKind.FIRST_TOKEN, 12.0, num_tokens=1),
+        at(EventKind.FINISHED, 15.0, num_tokens=3),
+    )
+    assert [i.detail for i in explanation.intervals] == ["1 token", "1 token", "1 token"]
+    assert explanation.summary.startswith("Generated 1 token for 3.0 s")
+
+
+def test_explain_counts_preemptions_that_were_merged() -> None:
+    events = [
+        at(EventKind.SCHEDULED, 10.0),
+        at(EventKind.FIRST_TOKEN, 10.5, num_tokens=3),
+        at(EventKind.PREEMPTED, 11.0, num_tokens=5, num_times=7),
+        at(EventKind.FINISHED, 19.0, num_tokens=0),
+    ]
+    assert "by giving up its memory 7 times" in told(*events).summary
 
 
 def test_explain_blames_what_was_lacking_at_the_door_for_the_queue_behind_it() -> None:
@@ -193,9 +277,106 @@ def test_queued_request_knows_what_the_queue_stood_for() -> None:
     last = store.get("c")
     assert [(i.kind.value, i.end_s, i.cause) for i in last.intervals[:2]] == [
         ("queued", 2.0, "2 others waiting, 2.000 s for seats"),
-        ("queued", 4.0, "all 1 seats are taken"),
+        ("queued", 4.0, "no free seat among 1"),
     ]
     assert engine.explain("c") is None
+
+
+def test_queued_request_speaks_of_one_other_as_one() -> None:
+    engine = slow_engine(max_num_seqs=1)
+    for name in "ab":
+        engine.add_request(name, [1, 2, 3], SamplingParams(max_tokens=2))
+    assert [r.events[0].cause for r in engine.live_requests] == [
+        "0 others waiting",
+        "1 other waiting",
+    ]
+
+
+def test_queue_does_not_stand_still_for_what_was_lacking_before_it_was_empty() -> None:
+    engine = slow_engine(max_num_seqs=1)
+    clock = engine._clock
+    engine.add_request("runs", [1, 2, 3], SamplingParams(max_tokens=50))
+    engine.add_request("gone", [1, 2, 3], SamplingParams(max_tokens=50))
+    engine.step()
+    engine.abort("gone")
+    engine.step()
+    engine.add_request("late", [1, 2, 3], SamplingParams(max_tokens=1))
+    clock.advance(5.0)
+    assert engine.explain("late").intervals[0].cause == "0 others waiting"
+
+
+def paused_engine() -> Engine:
+    """One request runs, one is at the door, one is queued; then everything is paused for 5 s."""
+    engine = slow_engine(max_num_seqs=1)
+    for name in "abc":
+        engine.add_request(name, [1, 2, 3], SamplingParams(max_tokens=3))
+    engine.step()
+    engine.step()
+    engine.pause()
+    engine.add_request("d", [1, 2, 3], SamplingParams(max_tokens=1, n=2))
+    engine._clock.advance(5.0)
+    return engine
+
+
+@pytest.mark.parametrize(("name", "since_s"), [("a", 2.0), ("b", 2.0), ("c", 2.0), ("d", 0.0)])
+def test_pause_is_told_to_everybody_who_lives_or_comes(name: str, since_s: float) -> None:
+    engine = paused_engine()
+    assert engine.step() == []
+    assert not engine.started
+    last = engine.explain(name).intervals[-1]
+    assert (last.kind, last.cause) == ("held", "paused by an operator")
+    assert (last.start_s, last.duration_s) == (since_s, 5.0)
+
+
+def test_pause_is_over_for_everybody_when_the_engine_resumes() -> None:
+    engine = paused_engine()
+    engine.pause()
+    engine.resume()
+    engine.resume()
+    engine.scheduler.check_integrity()
+    store = ExplainStore()
+    while engine.has_work:
+        for delta in engine.step():
+            store.add(delta)
+    for name in ("a", "b", "c", "d", "d#1"):
+        pauses = [i for i in store.get(name).intervals if i.cause == "paused by an operator"]
+        assert [pause.duration_s for pause in pauses] == [5.0], name
+    queued, _, again = store.get("c").intervals[:3]
+    assert queued.cause == again.cause == "2 others waiting, 3.000 s for seats"
+    assert (queued.kind, again.kind) == ("queued", "queued")
+    assert [i.kind.value for i in store.get("b").intervals[:3]] == ["queued", "held", "queued"]
+
+
+def test_abort_during_a_pause_leaves_nothing_behind() -> None:
+    engine = paused_engine()
+    for name in "abcd":
+        engine.abort(name)
+    engine.scheduler.check_integrity()
+    assert not engine.scheduler._waits.queued_ids
+    ended = {delta.request_id for delta in engine.step() if delta.finish_reason == "abort"}
+    assert ended == set("abcd")
+    assert not engine.has_work
+
+
+def test_sibling_of_a_request_aborted_during_a_pause_is_paused_too() -> None:
+    engine = slow_engine()
+    engine.add_request("r", [*range(6)], SamplingParams(max_tokens=1, n=2))
+    engine.pause()
+    scheduler = engine.scheduler
+    scheduler.finish(scheduler.requests["r"], RequestStatus.FINISHED_ABORTED, 0.0, "test")
+    engine._clock.advance(4.0)
+    last = engine.explain("r#1").intervals[-1]
+    assert (last.cause, last.duration_s) == ("paused by an operator", 4.0)
+
+
+def test_live_request_has_counted_the_tokens_it_generated() -> None:
+    engine = slow_engine()
+    engine.add_request("r", [1, 2, 3], SamplingParams(max_tokens=50))
+    for _ in range(11):
+        engine.step()
+    live = engine.explain("r")
+    assert live.intervals[-1].detail == "10 tokens, 1000.0 ms each"
+    assert live.summary.startswith("Generated 10 tokens for 10.0 s of 11.0 s")
 
 
 def test_sibling_is_held_until_the_prompt_is_computed() -> None:
@@ -213,7 +394,7 @@ def test_prompt_of_many_chunks_is_told_in_few_events() -> None:
     assert len(delta.events) == NUM_DETAILED_EVENTS + 2
     chunks = [event for event in delta.events if event.kind is EventKind.PREFILL_CHUNK]
     assert sum(chunk.num_tokens for chunk in chunks) == 890
-    assert sum(chunk.num_steps for chunk in chunks) == 89
+    assert sum(chunk.num_times for chunk in chunks) == 89
     store = ExplainStore()
     store.add(delta)
     assert store.get("r").intervals[-2].detail == f"{10 * (89 - 29)} tokens in {89 - 29} steps"

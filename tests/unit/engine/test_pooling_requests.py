@@ -54,7 +54,7 @@ def entries(delta: Delta) -> list[float]:
 def assert_empty(engine: Engine) -> None:
     assert not engine.scheduler.requests
     assert engine.scheduler.kv.stats().num_used == 0
-    assert not engine.scheduler.kv._chains
+    assert not len(engine.scheduler.kv._prefixes)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 31, 32, 33, 100])

@@ -134,6 +134,21 @@ def test_engine_lets_go_when_the_time_to_live_is_over_even_without_work() -> Non
     assert session.expires_s == clock.now_s() + 5.0
 
 
+def test_step_lets_go_of_pins_in_time_while_others_run() -> None:
+    clock = ManualClock()
+    engine, _ = make_engine(clock=clock)
+    for name, ttl_s, start in (("long", 9.0, 0), ("short", 2.0, 100), ("longer", 12.0, 200)):
+        engine.sessions.open("default", ttl_s, name)
+        turn(engine, name, [*range(start, start + 10)], session_id=name, max_tokens=1)
+    engine.add_request("other", [7, 7], SamplingParams(max_tokens=50))
+    num_pinned = []
+    for _ in range(14):
+        engine.step()
+        num_pinned.append(engine.scheduler.kv.stats().num_pinned)
+        clock.advance(1.0)
+    assert num_pinned == [6] * 2 + [4] * 7 + [2] * 3 + [0] * 2
+
+
 def test_engine_always_leaves_room_for_the_longest_request() -> None:
     engine, _ = make_engine(num_blocks=20, max_model_len=64)
     for number in range(3):

@@ -87,6 +87,7 @@ CASES: list[tuple[StructuredKind, str, Callable[[str], Any]]] = [
     ("choice", '["yes", "no\\n", "\\u007f\\"\\\\"]', ("yes", "no\n", '\x7f"\\').__contains__),
     ("grammar", 'start: A+ ";"\nA: /[01]{3}/ | "é"', re.compile("([01]{3}|é)+;").fullmatch),
     ("grammar", 'root ::= "a" [0-9]+ ";"', re.compile("a[0-9]+;").fullmatch),
+    ("tool_calls", 'start: "a ::= " /[01]{2}/', re.compile("a ::= [01]{2}").fullmatch),
 ]
 
 

@@ -218,7 +218,7 @@ def test_free_forgets_a_request_that_only_looked(kv):
     request = request_of("a", list(range(8)))
     kv.match_prefix(request)
     kv.free(request.request_id)
-    assert not kv._chains
+    assert not len(kv._prefixes)
 
 
 def test_reset_prefix_cache_keeps_what_requests_hold(kv):
@@ -299,6 +299,45 @@ def test_prepare_write_copies_a_cached_block_even_when_held_once(kv):
     copies = kv.prepare_write(child.request_id, 7, 1)
     assert copies == [(cached, int(kv.table(child.request_id).ids[1]))]
     assert kv.match_prefix(request_of("d", list(range(9)))) == 8
+
+
+def test_prepare_write_leaves_a_pinned_block_alone(kv):
+    """The child is the only request that holds it, and would spoil what is pinned."""
+    parent, child = request_of("p", list(range(8))), request_of("c", list(range(8)))
+    run(kv, parent)
+    assert pin(kv, "mine", list(range(8))) == 8
+    kv.fork(parent.request_id, child.request_id, 7)
+    kv.free(parent.request_id)
+    before = kv.table(child.request_id).ids.tolist()
+    (copy,) = kv.prepare_write(child.request_id, 7, 1)
+    assert copy[0] == before[1]
+    assert kv.table(child.request_id).ids.tolist() == [before[0], copy[1]]
+    assert pin(kv, "mine", list(range(8))) == 8
+
+
+def test_copies_of_a_step_are_a_chain_when_a_source_is_given_away_again():
+    """The first writer lets go of a cached block; the second one's copy goes right there."""
+    kv = manager_of(5)
+    storage: list[object] = [None] * 5
+    forks = []
+    for name, start in (("p", 0), ("q", 50)):
+        tokens = list(range(start, start + 8))
+        parent, child = request_of(name, tokens), request_of(f"{name}-child", tokens)
+        run(kv, parent)
+        for index, block_id in enumerate(kv.table(parent.request_id).ids.tolist()):
+            storage[block_id] = tokens[4 * index : 4 * index + 4]
+        kv.fork(parent.request_id, child.request_id, 7)
+        kv.free(parent.request_id)
+        forks.append(child)
+    copies = [pair for child in forks for pair in kv.prepare_write(child.request_id, 7, 1)]
+    assert copies[1][1] == copies[0][0], "the second copy overwrites what the first one reads"
+    for source, destination in copies:
+        storage[destination] = storage[source]
+    for child in forks:
+        held = [storage[block_id] for block_id in kv.table(child.request_id).ids.tolist()]
+        assert held == [child.token_ids[:4], child.token_ids[4:]]
+    kv.check_integrity()
+    assert kv.match_prefix(request_of("x", list(range(9)))) == 4
 
 
 def test_prepare_write_changes_nothing_when_there_is_no_room(kv, forked):
@@ -410,6 +449,15 @@ def test_pin_counts_shared_blocks_once_and_the_ones_it_moves_away_from_not_at_al
     assert kv.stats().num_pinned == 6
     kv.unpin("two")
     assert (kv.stats().num_pinned, kv.stats().num_evictable) == (0, 8)
+
+
+def test_pin_that_moves_still_counts_what_another_pin_keeps(kv):
+    computed_and_freed(kv, "a", list(range(24)))
+    computed_and_freed(kv, "b", list(range(100, 124)))
+    for name in ("one", "two"):
+        pin(kv, name, list(range(24)), limit=8)
+    with pytest.raises(PinLimitError, match="12 pinned blocks"):
+        pin(kv, "one", list(range(100, 124)), limit=8)
 
 
 def test_disown_cuts_pins_where_the_distrusted_blocks_begin(kv):

@@ -70,6 +70,24 @@ def test_plan_does_not_suggest_memory_that_is_not_free():
     assert "--max-model-len to at most 160" in error.value.fix
 
 
+def test_plan_names_the_number_of_blocks_when_that_is_what_was_set():
+    def blocks(num_blocks: int) -> KVPlan:
+        return plan_kv_memory(
+            num_blocks * 737_280,
+            bytes_per_block=737_280,
+            block_size=16,
+            max_model_len=2048,
+            is_count=True,
+        )
+
+    with pytest.raises(KVMemoryError) as error:
+        blocks(127)
+    assert error.value.fix == (
+        "Set --num-blocks-override to at least 128 or --max-model-len to at most 2032"
+    )
+    assert blocks(128).num_requests_of(2048) == 1
+
+
 def test_plan_suggests_to_free_memory_when_nothing_else_helps():
     with pytest.raises(KVMemoryError) as error:
         plan(0, free_bytes=0)

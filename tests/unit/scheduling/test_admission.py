@@ -37,7 +37,7 @@ def test_offer_refuses_when_as_many_requests_wait_as_may() -> None:
         refusal = admission.offer(tenant, 1, 0.0)
         assert isinstance(refusal, QueueFullError)
         assert refusal.code == "queue_full"
-        assert "the queue is full. 3 requests wait and 3 may" in str(refusal)
+        assert "the queue is full. 3 requests may wait, and no more" in str(refusal)
 
 
 def test_offer_counts_tokens_that_wait() -> None:

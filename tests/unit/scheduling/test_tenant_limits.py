@@ -95,7 +95,15 @@ def test_held_request_says_that_its_tenant_runs_as_many_as_it_may() -> None:
     for name in ("a1", "a2"):
         event = engine.scheduler.requests[name].events[-1]
         assert (event.kind, event.reason) == (EventKind.HELD, WaitReason.TENANT_LIMIT)
-        assert event.cause == "tenant a runs its 1 requests at most"
+        assert event.cause == "tenant a runs 1 request, as many as it may"
+
+
+def test_seats_forget_a_tenant_that_runs_nothing() -> None:
+    engine, _ = make_limited_engine(1)
+    add(engine, "a0")
+    run(engine)
+    seats = engine.scheduler.seats
+    assert (list(seats.num_running), seats.full) == ([], set())
 
 
 def test_siblings_count_one_by_one_against_the_limit() -> None:

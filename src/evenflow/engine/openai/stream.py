@@ -56,6 +56,7 @@ class ChunkWriter:
             parsed.new_parser(f"{request_id}.{choice}") if parsed.new_parser else None
             for choice in range(num_choices)
         ]
+        self._prompt_scores: dict[int, list[TokenLogprobs | None]] = {}
         self._num_output = 0
         self._num_cached = 0
 
@@ -82,18 +83,14 @@ class ChunkWriter:
         if delta.metrics is not None and delta.index == 0:
             self._num_cached += delta.metrics.num_cached_tokens
         content, finish_reason = self._content(choice, delta)
-        if not content and finish_reason is None and delta.prompt_logprobs is None:
+        scored = self._scored(position, delta)
+        if not content and finish_reason is None and not scored:
             return None
         said: dict[str, Any] = {"delta": content} if self._is_chat else {"text": "", **content}
         said["logprobs"] = self._logprobs(choice)
         said["finish_reason"] = finish_reason
         if finish_reason is not None:
             said["stop_reason"] = delta.stop_reason
-        scored: dict[str, Any] = {}
-        if delta.prompt_logprobs is not None:
-            scored["prompt_logprobs"] = prompt_logprobs(
-                [None, *delta.prompt_logprobs], self._tokenizer
-            )
         if self._is_chat:
             return self._chunk(choice, said) | scored
         return self._chunk(choice, said | scored)
@@ -115,6 +112,14 @@ class ChunkWriter:
             events += parser.finish()
         reason = finish_reason_with_calls(delta.finish_reason, parser.num_calls)
         return chat_delta(events) if events else {}, reason
+
+    def _scored(self, position: int, delta: Delta) -> dict[str, Any]:
+        """Return what was asked about the prompt's tokens: of a chat once, else for each choice."""
+        if delta.prompt_logprobs is None or (self._is_chat and self._prompt_scores):
+            return {}
+        # Completions that share the first one's prompt bring no scores of their own.
+        scores = self._prompt_scores.setdefault(position, [None, *delta.prompt_logprobs])
+        return {"prompt_logprobs": prompt_logprobs(scores, self._tokenizer)}
 
     def _chunk(self, choice: int, content: dict[str, Any]) -> dict[str, Any]:
         base = {"index": choice, "logprobs": None, "finish_reason": None}

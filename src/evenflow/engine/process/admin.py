@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from evenflow.core.ids import RequestId, TenantId
+from evenflow.core.ids import TenantId
 from evenflow.core.request import Request
 from evenflow.engine.engine import Engine
-from evenflow.engine.explain import explain as explain_events
 
 
 def pause(engine: Engine, now_s: float) -> None:  # noqa: ARG001  # the signature of all
     """Take no more steps. Requests stay where they are, with their memory."""
-    engine.is_paused = True
+    engine.pause()
 
 
 def resume(engine: Engine, now_s: float) -> None:  # noqa: ARG001
     """Take steps again."""
-    engine.is_paused = False
+    engine.resume()
 
 
 def flush_prefix_cache(engine: Engine, now_s: float) -> None:  # noqa: ARG001
@@ -59,20 +58,10 @@ def _describe(engine: Engine, request: Request, now_s: float) -> dict[str, Any]:
     }
 
 
-def explain(engine: Engine, now_s: float, request_id: str) -> dict[str, Any] | None:
+def explain(engine: Engine, now_s: float, request_id: str) -> dict[str, Any] | None:  # noqa: ARG001
     """Tell where the time of a live completion went so far; None if it is not live."""
-    request = engine.scheduler.requests.get(RequestId(request_id))
-    if request is None:
-        return None
-    explanation = explain_events(
-        request.events,
-        request_id=request_id,
-        tenant_id=request.tenant_id,
-        status=request.status.name.lower(),
-        arrival_s=request.arrival_s,
-        now_s=now_s,
-    )
-    return explanation.to_json()
+    explanation = engine.explain(request_id)
+    return None if explanation is None else explanation.to_json()
 
 
 def block_map(engine: Engine, now_s: float) -> dict[str, Any]:  # noqa: ARG001

@@ -19,6 +19,7 @@ import zmq.asyncio
 
 from evenflow.config import EvenflowConfig
 from evenflow.core.errors import (
+    DuplicateRequestError,
     EngineFailedError,
     EvenflowError,
     InvalidRequestError,
@@ -62,11 +63,14 @@ class DeltaStream:
     Args:
         request_ids: the requests.
         num_completions: how many endings to wait for.
+
+    Attributes:
+        num_open: completions without an ending.
     """
 
     def __init__(self, request_ids: Sequence[str], num_completions: int) -> None:
         self.request_ids = request_ids
-        self._num_open = num_completions
+        self.num_open = num_completions
         self._num_unanswered = len(request_ids)
         self._arrived: list[Delta] = []
         self._error: EvenflowError | None = None
@@ -75,12 +79,12 @@ class DeltaStream:
     @property
     def is_complete(self) -> bool:
         """Whether nothing more will arrive."""
-        return self._num_open == 0 or self._error is not None
+        return self.num_open == 0 or self._error is not None
 
     def push(self, delta: Delta) -> None:
         """Take in a delta."""
         self._arrived.append(delta)
-        self._num_open -= delta.finish_reason is not None
+        self.num_open -= delta.finish_reason is not None
         self._wake()
 
     def accept(self) -> None:
@@ -225,9 +229,12 @@ class AsyncEngine:
 
         Raises:
             EngineFailedError: the engine is gone.
+            DuplicateRequestError: an id is in use.
         """
         self._check_alive()
         ids = [command.request_id for command in commands]
+        for taken in self._live.keys() & ids:
+            raise DuplicateRequestError(f"request id {taken!r} is in use", param="request_id")
         stream = DeltaStream(ids, sum(command.params.n for command in commands))
         for command in commands:
             self._live[command.request_id] = _Live(stream, set(range(command.params.n)))
@@ -288,8 +295,8 @@ class AsyncEngine:
         self._check_alive()
         number = next(self._call_ids)
         self._calls[number] = asyncio.get_running_loop().create_future()
-        self._send(command(number))
         try:
+            self._send(command(number))
             return await self._calls[number]
         finally:
             del self._calls[number]
@@ -297,6 +304,8 @@ class AsyncEngine:
     def _check_alive(self) -> None:
         if self._failure is not None:
             raise self._failure
+        if self._closing:
+            raise EngineFailedError("the engine was stopped")
 
     async def _receive(self, progress: Progress | None) -> None:
         while not self._ready.done():

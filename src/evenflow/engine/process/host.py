@@ -45,8 +45,9 @@ _IDLE_S = 0.5
 _PENDING_S = 0.002
 """Longest sleep while a grammar is being compiled."""
 
-_MAX_COMMANDS = 256
-"""Most commands between two steps, so that a flood of requests does not hold up those that run."""
+_COMMANDS_S = 0.0005
+"""Time for commands between two steps: a flood of requests does not hold up those that run, and a
+step's token budget could not take in more prompts anyway."""
 
 
 class EngineHost:
@@ -102,7 +103,8 @@ class EngineHost:
         timeout_s = 0.0 if self.has_work else _PENDING_S if self._compiling else _IDLE_S
         if timeout_s and not self._socket.poll(int(timeout_s * 1000)):
             return
-        for _ in range(_MAX_COMMANDS):
+        deadline_s = self._clock.now_s() + _COMMANDS_S
+        while self._clock.now_s() < deadline_s:
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -189,6 +191,10 @@ class EngineHost:
             reply = AdminReply(command.call_id, result)
         except EvenflowError as error:
             reply = AdminReply(command.call_id, error=error_info(error))
+        except Exception as bug:  # no operator's call may end the requests that run
+            logger.exception("admin call %s failed", command.method)
+            failure = EvenflowError(f"{command.method} failed", why=f"{type(bug).__name__}: {bug}")
+            reply = AdminReply(command.call_id, error=error_info(failure))
         self._send(reply)
 
     def _encode_sentences(self, command: EncodeSentences) -> None:

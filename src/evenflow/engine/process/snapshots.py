@@ -30,7 +30,8 @@ class SnapshotTaker:
 
     def note_step(self, started_s: float, ended_s: float) -> None:
         """Remember a step that ran from `started_s` to `ended_s`."""
-        now = astuple(self._engine.times)
+        engine = self._engine
+        now = astuple(engine.times)
         schedule_s, execute_s, update_s, emit_s, num_steps, num_tokens, num_requests = (
             after - before for after, before in zip(now, self._before, strict=True)
         )
@@ -42,7 +43,8 @@ class SnapshotTaker:
                     schedule_s, execute_s, update_s, emit_s, num_tokens, num_requests, handover_s
                 )
             )
-        self._last_end_s = ended_s if self._engine.has_work else None
+        goes_on = engine.has_work and not engine.is_paused
+        self._last_end_s = ended_s if goes_on else None
 
     def take_if_due(self) -> Snapshot | None:
         """Return a snapshot if the last one is old enough."""

@@ -73,6 +73,7 @@ def _serve(config: EvenflowConfig, socket: zmq.Socket[bytes]) -> None:
 
     clock = MonotonicClock()
     runtime = build_runtime(config, clock=clock, progress=report)
+    runtime.warm_up()
     host = EngineHost(runtime, socket, clock)
     # What is there now stays: the collector need not look at it again in the middle of a step.
     gc.collect()

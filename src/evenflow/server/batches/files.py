@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 
+from evenflow.core.errors import ConfigError
 from evenflow.core.ids import TenantId
 from evenflow.server.errors import NotFoundError
 
@@ -63,17 +65,32 @@ class FileStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._unix_time = unix_time
-        for leftover in folder.glob("*.part"):
-            leftover.unlink()
+        self._remove_leftovers()
 
     def temporary_path(self) -> Path:
         """Return a new path to write content to before it is added."""
         return self._folder / f"{token_hex(12)}.part"
 
-    def add(self, content: Path, tenant_id: TenantId, filename: str, purpose: str) -> StoredFile:
-        """Take over a file that was written to a temporary path."""
+    def add(
+        self,
+        content: Path,
+        tenant_id: TenantId,
+        filename: str,
+        purpose: str,
+        *,
+        file_id: str | None = None,
+    ) -> StoredFile:
+        """Take over a file that was written to a temporary path.
+
+        Args:
+            content: the path.
+            tenant_id: whose it is.
+            filename: its name, for people.
+            purpose: what it is for.
+            file_id: its id, a new one if none is given. A file of that id is replaced.
+        """
         file = StoredFile(
-            id=f"file-{token_hex(12)}",
+            id=file_id or f"file-{token_hex(12)}",
             tenant_id=tenant_id,
             filename=filename[:255],
             purpose=purpose,
@@ -115,6 +132,13 @@ class FileStore:
         """Return where a file's content is."""
         return self._folder / f"{file_id}.jsonl"
 
+    def _remove_leftovers(self) -> None:
+        """Remove what a crash left: content that was never finished, or never got a record."""
+        remove_unfinished(self._folder)
+        for content in self._folder.glob("file-*.jsonl"):
+            if not self._record_path(content.stem).exists():
+                content.unlink()
+
     def _record_path(self, file_id: str) -> Path:
         return self._folder / f"{file_id}.json"
 
@@ -122,6 +146,31 @@ class FileStore:
 def is_id(text: str) -> bool:
     """Return whether a text has the form of an id, which never leads out of a folder."""
     return _ID.fullmatch(text) is not None
+
+
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Take a folder for this process alone, until it ends or the returned file is closed.
+
+    Raises:
+        ConfigError: another process has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / "lock").open("wb")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another server keeps its files in {folder}", fix="Choose another --data-dir"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"no files can be kept in {folder}", why=str(error)) from error
+    return lock
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what was being written when a crash came."""
+    for part in folder.glob("*.part"):
+        part.unlink()
 
 
 def write_record(path: Path, record: msgspec.Struct) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from evenflow.core.ids import TenantId
-from evenflow.server.batches.files import is_id, read_records, write_record
+from evenflow.server.batches.files import is_id, read_records, remove_unfinished, write_record
 from evenflow.server.errors import NotFoundError
 
 WINDOW_S = 24 * 3600
@@ -117,6 +117,7 @@ class BatchStore:
         self._folder = folder
         self._unix_time = unix_time
         self._batches = {batch.id: batch for batch in read_records(folder, "batch-*.json", Batch)}
+        self._remove_leftovers()
 
     def create(
         self, tenant_id: TenantId, input_file_id: str, endpoint: str, metadata: dict[str, str]
@@ -156,7 +157,8 @@ class BatchStore:
     def open_batches(self) -> list[Batch]:
         """Return the batches with something left to do, oldest first."""
         unfinished = [batch for batch in self._batches.values() if batch.status.is_open]
-        return sorted(unfinished, key=lambda batch: (batch.created_at, batch.id))
+        # Batches of the same second keep the order in which they came.
+        return sorted(unfinished, key=lambda batch: batch.created_at)
 
     def move(self, batch: Batch, status: BatchStatus) -> None:
         """Change a batch's status, on disk too."""
@@ -171,6 +173,14 @@ class BatchStore:
     def answers_path(self, batch: Batch) -> Path:
         """Return where answers are collected until the batch has ended."""
         return self._folder / f"{batch.id}.answers"
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a crash left: half a record, answers that were handed out already."""
+        remove_unfinished(self._folder)
+        needed = {self.answers_path(batch) for batch in self.open_batches()}
+        for answers in self._folder.glob("*.answers"):
+            if answers not in needed:
+                answers.unlink()
 
     def is_expired(self, batch: Batch) -> bool:
         """Return whether a batch has run out of time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from evenflow.core.ids import TenantId
 from evenflow.engine.batch_file import BatchFile, BatchLine
 from evenflow.server.batches.files import FileStore
 from evenflow.server.batches.records import Batch, BatchStatus, BatchStore
+from evenflow.server.http import decode_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,6 @@ Answer = Callable[[TenantId, str, object], Awaitable[dict[str, Any]]]
 
 MAX_LINES = 50_000
 """Most requests in a batch, as in OpenAI's API."""
-
-_SAVE_EVERY = 16
 
 
 class BatchWorker:
@@ -40,6 +40,7 @@ class BatchWorker:
         answer: answers one request.
         status_code: the HTTP status of an error.
         num_at_once: lines that are answered at the same time.
+        max_line_chars: no line may be longer; as for other bodies, it is held in memory.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class BatchWorker:
         status_code: Callable[[EvenflowError], int],
         *,
         num_at_once: int,
+        max_line_chars: int,
     ) -> None:
         self._files = files
         self._batches = batches
         self._answer = answer
         self._status_code = status_code
         self._num_at_once = num_at_once
+        self._max_line_chars = max_line_chars
         self._new = asyncio.Event()
 
     def notify(self) -> None:
@@ -72,12 +75,20 @@ class BatchWorker:
         while True:
             self._new.clear()
             for batch in self._batches.open_batches():
-                try:
-                    await self._work(batch)
-                except (OSError, ValueError) as error:
-                    logger.exception("batch %s failed", batch.id)
-                    self._fail(batch, "batch_failed", str(error))
+                await self._try(batch)
             await self._new.wait()
+
+    async def _try(self, batch: Batch) -> None:
+        """Work on a batch. Whatever goes wrong, the other batches must go on."""
+        try:
+            await self._work(batch)
+        except* OSError:
+            # A full disk, say. What is written stays good, so the next start goes on from there.
+            logger.exception("batch %s is interrupted", batch.id)
+        except* Exception as bugs:
+            logger.exception("batch %s failed", batch.id)
+            bug = bugs.exceptions[0]
+            self._fail(batch, "batch_failed", f"{type(bug).__name__}: {bug}")
 
     async def _work(self, batch: Batch) -> None:
         try:
@@ -92,10 +103,18 @@ class BatchWorker:
             why = f"it has {lines.num_lines} requests; from 1 to {MAX_LINES} are accepted"
             self._fail(batch, "invalid_input_file", why)
             return
+        if lines.longest_line > self._max_line_chars:
+            why = (
+                f"a line has {lines.longest_line} characters; {self._max_line_chars} are accepted"
+            )
+            self._fail(batch, "invalid_input_file", why)
+            return
         self._count(batch, lines)
         with lines:
             await self._answer_lines(batch, lines)
         self._count(batch, lines)
+        if self._goes_on(batch) and lines.num_missing:
+            return  # the engine is gone; a restarted server answers the rest
         await asyncio.to_thread(self._finish, batch, lines)
         logger.info(
             "batch %s %s: %d answered, %d failed",
@@ -111,11 +130,15 @@ class BatchWorker:
 
         async def answer_some() -> None:
             for line in missing:
-                if batch.status is not BatchStatus.IN_PROGRESS or self._batches.is_expired(batch):
+                if not self._goes_on(batch):
                     return
-                await self._answer_line(batch, lines, line)
-                if lines.num_done % _SAVE_EVERY == 0:
-                    self._count(batch, lines)
+                try:
+                    await self._answer_line(batch, lines, line)
+                except EngineFailedError:
+                    return
+                self._count(batch, lines)
+                # A line that is refused at once has not let anybody else run.
+                await asyncio.sleep(0)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self._num_at_once):
@@ -123,6 +146,8 @@ class BatchWorker:
 
     async def _answer_line(self, batch: Batch, lines: BatchFile, line: BatchLine) -> None:
         try:
+            # A line keeps to the rules for bodies that come by HTTP.
+            decode_json(line.text.encode(errors="surrogateescape"))
             url, body = line.parse()
             if url != batch.endpoint:
                 raise InvalidRequestError(
@@ -130,25 +155,42 @@ class BatchWorker:
                     param="url",
                     why=f"the batch is for {batch.endpoint}",
                 )
-            lines.answer(line, await self._answer_when_possible(batch, url, body))
+            answer = await self._answer_when_possible(batch, url, body)
         except EngineFailedError:
-            raise asyncio.CancelledError from None  # the server ends; the line stays unanswered
+            raise
         except EvenflowError as error:
             lines.fail(line, self._status_code(error), error)
+        except Exception:
+            logger.exception("line %d of batch %s failed", line.number, batch.id)
+            bug = EvenflowError("the server failed on this request", fix="Report this bug")
+            lines.fail(line, self._status_code(bug), bug)
+        else:
+            if answer is not None:
+                lines.answer(line, answer)
 
-    async def _answer_when_possible(self, batch: Batch, url: str, body: object) -> dict[str, Any]:
-        """Answer a request, waiting while the server is full: a batch has time."""
-        while True:
+    async def _answer_when_possible(
+        self, batch: Batch, url: str, body: object
+    ) -> dict[str, Any] | None:
+        """Answer a request, waiting while the server is full: a batch has time.
+
+        Returns:
+            The response body; None if the batch was cancelled or ran out of time meanwhile.
+        """
+        while self._goes_on(batch):
             try:
                 return await self._answer(batch.tenant_id, url, body)
             except RejectedError as refusal:
                 await asyncio.sleep(refusal.retry_after_s)
+        return None
+
+    def _goes_on(self, batch: Batch) -> bool:
+        return batch.status is BatchStatus.IN_PROGRESS and not self._batches.is_expired(batch)
 
     def _count(self, batch: Batch, lines: BatchFile) -> None:
+        """Note how far a batch is. It is not saved: the answers themselves say it after a crash."""
         batch.num_lines = lines.num_lines
         batch.num_failed = lines.num_failed
         batch.num_completed = lines.num_done - lines.num_failed
-        self._batches.save(batch)
 
     def _finish(self, batch: Batch, lines: BatchFile) -> None:
         """Hand out what was answered, and end the batch."""
@@ -176,7 +218,10 @@ class BatchWorker:
             path.unlink()
             return None
         filename = f"{batch.id}_{name}.jsonl"
-        return self._files.add(path, batch.tenant_id, filename, "batch_output").id
+        # Always the same id, so that an end that is repeated after a crash replaces the first one.
+        file_id = f"file-{hashlib.sha256(filename.encode()).hexdigest()[:24]}"
+        stored = self._files.add(path, batch.tenant_id, filename, "batch_output", file_id=file_id)
+        return stored.id
 
     def _fail(self, batch: Batch, code: str, message: str) -> None:
         batch.errors = [{"code": code, "message": message, "param": "input_file_id", "line": None}]

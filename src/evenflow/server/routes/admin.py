@@ -30,9 +30,10 @@ async def pause(shared: Shared) -> dict[str, Any]:
 @routes.post("/resume")
 async def resume(shared: Shared) -> dict[str, Any]:
     """Take steps again, and requests, if they were paused or drained."""
-    shared.serving.is_draining = False
-    await shared.serving.engine.call("resume")
-    return {"paused": False, "draining": False}
+    serving = shared.serving
+    serving.is_draining = serving.is_ending
+    await serving.engine.call("resume")
+    return {"paused": False, "draining": serving.is_draining}
 
 
 @routes.post("/drain")

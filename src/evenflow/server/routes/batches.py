@@ -17,10 +17,10 @@ from evenflow.engine.openai import CHAT, COMPLETIONS
 from evenflow.server.endpoint import Endpoint, Shared
 from evenflow.server.errors import BodyTimeoutError, NotFoundError
 from evenflow.server.fields import known_fields
-from evenflow.server.http import too_large
+from evenflow.server.http import check_declared_size, too_large
 from evenflow.server.schemas import json_body
 
-UPLOAD_FACTOR = 16
+UPLOAD_FACTOR = 64
 """How much larger than other bodies an uploaded file may be."""
 
 MAX_METADATA = 16
@@ -56,6 +56,9 @@ async def upload_file(request: Request, shared: Shared) -> dict[str, Any]:
     """Keep a file of requests."""
     tenant_id = shared.door.caller(request, None).tenant_id
     files = shared.files
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise InvalidRequestError("a file must be sent as multipart/form-data", param="file")
     async with _bounded(request, shared).form(max_files=1, max_fields=8) as form:
         upload, purpose = form.get("file"), form.get("purpose")
         if not isinstance(upload, UploadFile):
@@ -75,7 +78,8 @@ async def upload_file(request: Request, shared: Shared) -> dict[str, Any]:
 async def list_files(request: Request, shared: Shared) -> dict[str, Any]:
     """List the tenant's files, newest first."""
     tenant_id = shared.door.caller(request, None).tenant_id
-    return _page(request, [file.as_body() for file in shared.files.of_tenant(tenant_id)])
+    mine = await asyncio.to_thread(shared.files.of_tenant, tenant_id)
+    return _page(request, [file.as_body() for file in mine])
 
 
 @routes.get("/v1/files/{file_id}")
@@ -147,6 +151,7 @@ def _bounded(request: Request, shared: Endpoint) -> Request:
     """Return a request whose body is refused once it is too large or too slow."""
     limits = shared.serving.config.server
     max_bytes = UPLOAD_FACTOR * limits.max_request_bytes
+    check_declared_size(request, max_bytes)
     num_bytes = 0
 
     async def receive() -> Message:

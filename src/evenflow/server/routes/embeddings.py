@@ -79,7 +79,7 @@ async def _pool(
     serving: Serving, caller: Caller, inputs: list[list[int]], params: PoolingParams
 ) -> list[bytes]:
     """Return the mean of the language model's last hidden states for each input."""
-    request_id = serving.unused_id(f"embd-{caller.request_id}")
+    request_id = serving.unused_id(f"embd-{caller.request_id}", len(inputs))
     positions = {prompt_id(request_id, position): position for position in range(len(inputs))}
     vectors = [b""] * len(inputs)
     stream = serving.submit(caller, request_id, inputs, params)
