@@ -130,9 +130,10 @@ def loading(tmp_path: Path) -> Iterator[ServerProcess]:
         )
         try:
             wait_for(lambda: server.answers("/health"), "it answers")
-            for _ in ("tokeniser", "weights"):
-                silence.accept()
+            asking = [silence.accept()[0] for _ in ("for the tokeniser", "for the weights")]
             yield server
+            for connection in asking:
+                connection.close()
         finally:
             server.process.kill()
             server.wait()

@@ -16,7 +16,7 @@ from evenflow.server.batches import Batch, BatchStore, BatchWorker, FileStore
 from evenflow.server.errors import status_code
 
 BLUE, GREEN = TenantId("blue"), TenantId("green")
-DEADLINE_S = 60.0
+DEADLINE_S = 20.0
 
 Reply = Callable[[dict[str, Any]], "dict[str, Any] | Exception"]
 
@@ -74,8 +74,8 @@ class BatchFolder:
         return self.batches.create(tenant_id, file_id, CHAT, {})
 
     async def work(self, until: Callable[[], bool] | None = None) -> None:
-        """Run the worker until something holds; by default, until every batch has ended."""
-        is_done = until or (lambda: not self.batches.open_batches())
+        """Run the worker until something holds; by default, until all is done and tidied up."""
+        is_done = until or (lambda: not self.batches.open_batches() and not self.leftovers())
         running = asyncio.create_task(self.worker.run())
         try:
             async with asyncio.timeout(DEADLINE_S):

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from evenflow.engine.logs import configure_logging
 from evenflow.config import Area, LoggingConfig, Option, load_config, options_of
+from evenflow.engine.logs import configure_logging
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Union, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 
@@ -83,6 +83,11 @@ class Option:
     def is_bool(self) -> bool:
         """Whether it is on or off."""
         return bool in self._types
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether nobody may read its value in messages."""
+        return SecretStr in self._types
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from evenflow.core.errors import ConfigError
 
 PREFIX = "EVENFLOW_"
 FILE_VARIABLE = "EVENFLOW_CONFIG"
+_HIDDEN = "**********"
 _SHOW = "`evenflow config show` lists every setting"
 
 
@@ -74,13 +75,14 @@ class _Given:
     value: object
     origin: Origin
 
-    def quote(self, name: str) -> str:
+    def quote(self, option: Option) -> str:
         """Say in the notation of its source what was written, for an error message."""
         place = self.origin.place
+        value = _HIDDEN if option.is_secret else self.value
         if self.origin.layer is Layer.FILE:
-            return f"the file {place} says {name} = {self.value!r}"
+            return f"the file {place} says {option.name} = {value!r}"
         speaker = "the environment" if self.origin.layer is Layer.ENVIRONMENT else "a flag"
-        return f"{speaker} says {place}={self.value}"
+        return f"{speaker} says {place}={value}"
 
 
 def load_config(
@@ -208,9 +210,9 @@ def _build(area: type[Area], given: Mapping[str, _Given]) -> Area:
         options = [Option(area, name) for name in dict.fromkeys(wrong)]
         raise ConfigError(
             "; ".join(f"{option.name} must be {option.limits}" for option in options),
-            why="; ".join(mine[option.name].quote(option.name) for option in options),
+            why="; ".join(mine[option.name].quote(option) for option in options),
             fix="; ".join(f"{option.name} is {option.default} by default" for option in options),
         ) from None
     except ConfigError as error:
-        quotes = "; ".join(entry.quote(name) for name, entry in mine.items())
+        quotes = "; ".join(entry.quote(Option(area, name)) for name, entry in mine.items())
         raise ConfigError(error.what, why=f"{error.why} ({quotes})", fix=error.fix) from None

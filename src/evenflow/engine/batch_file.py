@@ -22,6 +22,8 @@ _ID_PREFIX = "batch_req_"
 _LINE_START = b'{"id": "' + _ID_PREFIX.encode()
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 """What undecodable bytes become when the input file is read."""
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+"""Many programs, Python's `splitlines` among them, take these for the end of a line too."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -154,7 +156,8 @@ class BatchFile:
             },
             "error": error,
         }
-        self._sink.write(json.dumps(content, ensure_ascii=False) + "\n")
+        text = json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS)
+        self._sink.write(text + "\n")
         self._sink.flush()
         self._done.add(line.number)
         self.num_failed += error is not None

@@ -47,13 +47,15 @@ class SentenceTokenizer:
             ContextLengthError: it is too long, with the numbers; nothing is cut off silently.
         """
         try:
-            ids = self._backend.encode(text).ids
+            # Unlike `encode` this lets other threads run meanwhile.
+            [encoding] = self._backend.encode_batch([text])
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequestError(
                 "the text cannot be encoded",
                 param="input",
                 why="it must be a string without halves of surrogate pairs",
             ) from error
+        ids: list[int] = encoding.ids
         if len(ids) > self.max_num_tokens:
             raise ContextLengthError(
                 f"the text has {len(ids)} tokens",

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from evenflow.engine.logs import JsonFormatter, TextFormatter, configure_logging
 from evenflow.config import LoggingConfig
+from evenflow.engine.logs import JsonFormatter, TextFormatter, configure_logging
 
 
 @pytest.fixture

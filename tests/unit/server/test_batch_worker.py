@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from evenflow.core.errors import (
     QueueFullError,
     RejectedError,
 )
-from evenflow.engine.batch_file import BatchFile
 from evenflow.server.batches import BatchStatus, worker
 from evenflow.server.batches.records import WINDOW_S
 from support.batch_folder import BLUE, GREEN, BatchFolder, echo, line, refuse
@@ -55,7 +56,6 @@ async def test_batch_answers_every_line_once(tmp_path: Path) -> None:
     assert (body["error_file_id"], body["errors"]) == (None, None)
     assert [body[f"{name}_at"] for name in ("in_progress", "finalizing", "completed")] == [1000] * 3
     assert [body[f"{name}_at"] for name in ("failed", "expired", "cancelled")] == [None] * 3
-    assert folder.leftovers() == {}
 
 
 async def test_batch_answers_no_more_lines_at_once_than_it_may(tmp_path: Path) -> None:
@@ -223,7 +223,6 @@ async def test_batch_keeps_what_was_answered_before_it_was_ended(
     answers = folder.answers(batch)
     assert "n2" in answers, "lines that are being answered are finished"
     assert len(folder.asked) == len(answers) < len(NAMES)
-    assert folder.leftovers() == {}
 
 
 async def test_batch_that_is_cancelled_while_it_waits_is_not_begun(tmp_path: Path) -> None:
@@ -315,48 +314,30 @@ async def test_batch_goes_on_after_its_worker_was_stopped(tmp_path: Path) -> Non
     assert len(folder.asked) == len(NAMES)
 
 
-FullDisk = Callable[[], None]
+@contextmanager
+def full_disk(max_file_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size: the last write that fits is cut short."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Return a switch that lets the disk have no room for answers."""
-    write = BatchFile._write
-    is_full = False
-
-    def write_if_possible(self: BatchFile, *arguments: Any) -> None:
-        if not is_full:
-            write(self, *arguments)
-            return
-        assert self._sink is not None
-        self._sink.write('{"id": "batch_req_')
-        self._sink.flush()
-        raise OSError(28, "No space left on device")
-
-    def switch(now_full: bool) -> None:
-        nonlocal is_full
-        is_full = now_full
-
-    monkeypatch.setattr(BatchFile, "_write", write_if_possible)
-    return switch
-
-
+@pytest.mark.parametrize("max_file_bytes", [500, 600, 700])
 async def test_batch_answers_every_line_once_after_the_disk_was_full(
-    tmp_path: Path, full_disk: Callable[[bool], None]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, max_file_bytes: int
 ) -> None:
     folder = BatchFolder(tmp_path)
     batch = folder.create(LINES)
-
-    async def fill(body: dict[str, Any]) -> None:
-        full_disk(body["say"] == "n4")
-
-    folder.before_answer = fill
-    await folder.work(lambda: ("blue", "n4") in folder.asked and not folder.worker._new.is_set())
+    with full_disk(max_file_bytes):
+        await folder.work(lambda: "is interrupted" in caplog.text)
     assert batch.status is BatchStatus.IN_PROGRESS
-    full_disk(False)
-    folder.before_answer = lambda _: asyncio.sleep(0)
+    assert 0 < batch.num_completed < len(NAMES)
     await folder.work()
     assert folder.answers(batch) == ALL
+    assert len(folder.asked) < 2 * len(NAMES)
 
 
 async def test_batch_that_breaks_does_not_stop_the_others(

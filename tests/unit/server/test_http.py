@@ -125,7 +125,7 @@ def test_decode_json_refuses_everything_else_in_few_words(body: bytes) -> None:
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
-@given(st.binary(max_size=40) | st.text("[]{}:,\"\\ue1.-0tfn ", max_size=40).map(str.encode))
+@given(st.binary(max_size=40) | st.text('[]{}:,"\\ue1.-0tfn ', max_size=40).map(str.encode))
 @example(b'{"a":1,"a":2}')
 def test_decode_json_agrees_with_the_standard_library_on_any_bytes(body: bytes) -> None:
     try:

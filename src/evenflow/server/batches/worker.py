@@ -104,9 +104,7 @@ class BatchWorker:
             self._fail(batch, "invalid_input_file", why)
             return
         if lines.longest_line > self._max_line_chars:
-            why = (
-                f"a line has {lines.longest_line} characters; {self._max_line_chars} are accepted"
-            )
+            why = f"a line has {lines.longest_line} characters; {self._max_line_chars} are accepted"
             self._fail(batch, "invalid_input_file", why)
             return
         self._count(batch, lines)
@@ -226,3 +224,4 @@ class BatchWorker:
     def _fail(self, batch: Batch, code: str, message: str) -> None:
         batch.errors = [{"code": code, "message": message, "param": "input_file_id", "line": None}]
         self._batches.move(batch, BatchStatus.FAILED)
+        self._batches.answers_path(batch).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable
+from secrets import token_hex
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -60,7 +61,7 @@ async def _embed(serving: Serving, caller: Caller, body: object) -> dict[str, An
     num_tokens = sum(map(len, inputs))
     serving.admit(caller.tenant_id, num_tokens)
     if uses_sentences:
-        vectors = await serving.engine.encode_sentences(inputs, params)
+        vectors = await _encode_sentences(serving, caller, inputs, params)
     else:
         vectors = await _pool(serving, caller, inputs, params)
     write = embedding_entries if encoding == "float" else _base64
@@ -73,6 +74,18 @@ async def _embed(serving: Serving, caller: Caller, body: object) -> dict[str, An
         "model": serving.config.model.embedding_model if uses_sentences else serving.name,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
+
+
+async def _encode_sentences(
+    serving: Serving, caller: Caller, inputs: list[list[int]], params: PoolingParams
+) -> list[bytes]:
+    """Return the sentence model's embedding of each input, which counts as queued until then."""
+    admission, request_id = serving.books.admission, f"embd-{token_hex(12)}"
+    admission.queued(request_id, caller.tenant_id, sum(map(len, inputs)))
+    try:
+        return await serving.engine.encode_sentences(inputs, params)
+    finally:
+        admission.ended(request_id, 0, serving.clock.now_s())
 
 
 async def _pool(
@@ -115,7 +128,7 @@ def _read_input(value: object, encode: Callable[[str], list[int]]) -> list[int]:
 
 
 def _is_tokens(value: list[Any]) -> bool:
-    return bool(value) and all(type(item) is int for item in value)
+    return bool(value) and all(type(item) is int and 0 <= item < 2**31 for item in value)
 
 
 def _bounded(encode: Callable[[str], list[int]], max_chars: int) -> Callable[[str], list[int]]:
