@@ -10,7 +10,7 @@ BENCHMARKS := $(wildcard benchmarks/[a-z]*.py)
 # Tests run beside other work: let waiting OpenMP threads sleep soon instead of holding a core.
 test check: export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: help setup demo test check bench docs format clean
+.PHONY: help setup demo test lint check bench docs format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,7 +33,7 @@ demo: setup ## eight chats at once through a small real model
 test: setup ## all tests
 	$(BIN)/pytest
 
-check: setup ## format, lint, types, imports, docs and the fast tests
+lint: setup ## format, lint, types, imports, spelling, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -41,7 +41,9 @@ check: setup ## format, lint, types, imports, docs and the fast tests
 	$(BIN)/deptry src
 	$(BIN)/typos
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/pytest -m "not slow and not model"
+
+check: lint ## all that `lint` does, and the fast tests
+	$(BIN)/pytest -m "not slow and not model and not browser and not prometheus"
 
 bench: setup ## every benchmark, in its short form
 	@set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark --quick; done

@@ -321,7 +321,8 @@ def served(model: str | None, num_clients: int, num_streams: int) -> Iterator[Se
         command += [model] if model else tiny
         command += ["--port", str(port), "--data-dir", f"{folder}/data", "--max-model-len", "256"]
         command += ["--max-num-seqs", str(most), "--max-num-batched-tokens", str(most + 128)]
-        command += ["--max-num-queued-reqs", str(2 * most), "--kv-cache-memory", "1GiB"]
+        command += ["--max-num-queued-reqs", str(2 * most)]
+        command += ["--kv-cache-memory", "2GiB" if model else "128MiB"]
         os.environ["EVENFLOW_ADMIN_API_KEY"] = "endurance"
         server = Server(command, port)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,6 +141,12 @@ class Desk:
     def call(self, method: str, **arguments: Any) -> Any:
         """Return the reply to an admin call."""
         return self.run([AdminCall(7, method, arguments)])[0]
+
+    def wait_for_grammars(self) -> Sequence[Command]:
+        """As a group of a script: go on when all grammars are compiled."""
+        _, unfinished = wait([job for _, job in self.host._compiling.values()], timeout=30)
+        assert not unfinished
+        return []
 
     def _before_step(self, number: int) -> None:
         self.wire.deliver(self.during.pop(number, ()))

@@ -59,8 +59,8 @@ class Endpoint:
         return await read_body(request, limits.max_request_bytes, limits.body_timeout)
 
 
-def shared(request: Request) -> Endpoint:
-    """Return what the app was built with."""
+async def shared(request: Request) -> Endpoint:
+    """Return what the app was built with. FastAPI would run it on a thread were it no coroutine."""
     endpoint: Endpoint = request.app.state.endpoint
     return endpoint
 
@@ -71,4 +71,4 @@ Shared = Annotated[Endpoint, Depends(shared)]
 
 async def only_operators(request: Request) -> None:
     """Let only those with an admin key pass."""
-    shared(request).door.check_admin(request)
+    (await shared(request)).door.check_admin(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import gc
 import resource
 import signal
 import socket
@@ -21,10 +21,12 @@ from evenflow.server.app import create_app
 from evenflow.server.connections import BACKLOG, GuardedProtocol, listen
 from evenflow.server.serving import Serving
 
-logger = logging.getLogger(__name__)
-
 _FLUSH_S = 2
 """Seconds that open connections get to take their last bytes."""
+
+_ACCEPTS_AT_ONCE = 8
+"""Connections that are accepted in one turn of the event loop, which takes one from each listening
+socket. With a single socket, newcomers to a busy server would wait for seconds."""
 
 
 def run_server(
@@ -68,13 +70,15 @@ async def _serve(
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=_FLUSH_S,
             backlog=BACKLOG,
         )
     )
     with _signals() as stop:
-        web_task = asyncio.create_task(web.serve(sockets=[listener]))
+        listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1))]
+        web_task = asyncio.create_task(web.serve(sockets=listeners))
         try:
             ready = partial(on_ready, _url(listener, settings.host), serving)
             await _until_stopped(serving, stop, ready, progress)
@@ -83,7 +87,8 @@ async def _serve(
             web.should_exit = True
             await serving.close()
             await web_task
-            listener.close()
+            for own in listeners:
+                own.close()
     if serving.engine.failure is not None:
         raise serving.engine.failure
 
@@ -102,6 +107,9 @@ async def _until_stopped(
         starting.cancel()
         return
     await starting
+    # What is there now stays: the collector need not look at it again while requests wait.
+    gc.collect()
+    gc.freeze()
     on_ready()
     failed = asyncio.create_task(serving.failed.wait())
     await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)

@@ -13,6 +13,7 @@ from evenflow.core.errors import InvalidRequestError
 from evenflow.core.ids import TenantId
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.sampling import SamplingParams
+from evenflow.core.slo import Slo
 from evenflow.core.structured import StructuredOutput
 from evenflow.engine.outputs import Delta
 from evenflow.engine.process.messages import (
@@ -99,6 +100,25 @@ def test_host_rejects_a_request_that_the_engine_refuses_and_serves_the_others() 
     assert endings(outputs, "b") == ["length"]
 
 
+def test_host_hands_on_everything_that_a_request_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    said: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(desk.engine, "add_request", lambda *args, **kw: said.append((args, kw)))
+    fields: dict[str, Any] = {
+        "priority": 3,
+        "tenant_id": "blue",
+        "cache_salt": "salt",
+        "slo": Slo(ttft_s=0.5),
+        "deadline_s": 200.0,
+        "session_id": "s",
+    }
+    desk.run([add("a", **fields), add("b", pooling=PoolingParams(dimensions=2))])
+    (request, pooled) = said
+    assert request[0] == ("a", [1, 2, 3, 4], SamplingParams(max_tokens=3))
+    assert request[1] == {**fields, "grammar": None}
+    assert pooled[0][2] == PoolingParams(dimensions=2)
+
+
 def test_host_ends_a_running_request_when_it_is_aborted() -> None:
     desk = Desk()
     desk.during[1] = [Abort("a", "the client went away")]
@@ -142,46 +162,47 @@ def test_host_takes_no_more_commands_than_its_time_allows() -> None:
 
 
 class SlowCompiler:
-    """Compiles when it is told to."""
+    """Compiles once it may."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.may_go_on = threading.Event()
-        self.done = threading.Event()
+        self.num_calls = 0
+        self._may_go_on = threading.Event()
         self._error = error
 
     def __call__(self, params: SamplingParams) -> Any:
-        try:
-            assert self.may_go_on.wait(30)
-            if self._error is not None:
-                raise self._error
-            return FreeGrammar()
-        finally:
-            self.done.set()
+        self.num_calls += 1
+        assert self._may_go_on.wait(30)
+        if self._error is not None:
+            raise self._error
+        return FreeGrammar()
 
     def finish(self) -> Sequence[Command]:
-        self.may_go_on.set()
-        assert self.done.wait(30)
+        self._may_go_on.set()
         return []
 
 
 def test_host_serves_others_while_a_grammar_is_compiled() -> None:
     compiler = SlowCompiler()
     desk = Desk(compile_grammar=compiler)
-    outputs = desk.run([add("a", structured=LETTERS), add("b")], compiler.finish, [], [])
+    requests = [add("a", structured=LETTERS), add("b")]
+    outputs = desk.run(requests, compiler.finish, desk.wait_for_grammars)
     assert accepted(outputs) == ["b", "a"]
     assert endings(outputs, "a") == endings(outputs, "b") == ["length"]
 
 
 def test_host_rejects_a_request_that_is_aborted_while_its_grammar_is_compiled() -> None:
     compiler = SlowCompiler()
-    outputs = Desk(compile_grammar=compiler).run(
-        [add("a", structured=LETTERS)],
-        [Abort("a", "the client went away")],
+    desk = Desk(compile_grammar=compiler)
+    outputs = desk.run(
+        [add("a", structured=LETTERS), add("b", structured=LETTERS)],
+        [Abort("a", "the client went away"), Abort("b", "the client went away")],
         compiler.finish,
-        [add("b")],
+        [add("c", structured=LETTERS)],
+        desk.wait_for_grammars,
     )
-    assert rejections(outputs) == {"a": "request_aborted"}
-    assert accepted(outputs) == ["b"]
+    assert rejections(outputs) == {"a": "request_aborted", "b": "request_aborted"}
+    assert accepted(outputs) == ["c"]
+    assert compiler.num_calls == 2, "what nobody wants any more is not compiled"
 
 
 def test_host_rejects_a_request_whose_time_is_up_before_its_grammar_is_there() -> None:
@@ -205,9 +226,9 @@ def test_host_rejects_a_request_whose_grammar_cannot_be_compiled(
     error: Exception, code: str
 ) -> None:
     compiler = SlowCompiler(error)
-    outputs = Desk(compile_grammar=compiler).run(
-        [add("a", structured=LETTERS)], compiler.finish, [], [add("b")]
-    )
+    desk = Desk(compile_grammar=compiler)
+    request = add("a", structured=LETTERS)
+    outputs = desk.run([request], compiler.finish, desk.wait_for_grammars, [add("b")])
     assert rejections(outputs) == {"a": code}
     assert endings(outputs, "b") == ["length"]
 

@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 _LAST_WORDS_S = 0.2
 """Time to read what the engine process said before it ended."""
 
+_DELTAS_AT_ONCE = 16
+"""Streams that are woken before others of the event loop get a turn."""
+
 _FAREWELL_S = 5.0
 """Longest wait for the engine process to end by itself."""
 
@@ -317,12 +320,12 @@ class AsyncEngine:
                 case Failed(error):
                     self._fail(EngineFailedError(error.message))
         while True:
-            self._take(self._decoder.decode(await self._socket.recv()))
+            await self._take(self._decoder.decode(await self._socket.recv()))
 
-    def _take(self, output: Output) -> None:
+    async def _take(self, output: Output) -> None:
         match output:
             case StepOutput():
-                self._dispatch(output)
+                await self._dispatch(output)
             case Snapshot():
                 self._on_snapshot(output)
             case Accepted(request_id):
@@ -336,9 +339,11 @@ class AsyncEngine:
             case Failed(error):
                 self._fail(EngineFailedError(error.message))
 
-    def _dispatch(self, output: StepOutput) -> None:
+    async def _dispatch(self, output: StepOutput) -> None:
         self._on_output(output)
-        for delta in output.deltas:
+        for position, delta in enumerate(output.deltas, start=1):
+            if position % _DELTAS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             live = self._live.get(delta.request_id)
             if live is None:
                 continue

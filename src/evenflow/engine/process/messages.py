@@ -58,7 +58,7 @@ class AdminCall(msgspec.Struct, tag=True, frozen=True):
 
 
 class Shutdown(msgspec.Struct, tag=True, frozen=True):
-    """Leave now; what still runs is ended as aborted first."""
+    """Leave now. Who wants to hear how requests ended aborts them before."""
 
 
 Command = AddRequest | Abort | EncodeSentences | AdminCall | Shutdown
