@@ -193,7 +193,7 @@ def test_tenant_is_the_user_when_the_key_is_everybodys(server: ServerProcess) ->
     assert tenant_of(server, answer, SHARED_KEY) == "default"
 
 
-def test_tenant_is_the_proxys_when_proxies_are_trusted(tmp_path: Path) -> None:
+def test_tenant_is_that_of_the_proxy_when_proxies_are_trusted(tmp_path: Path) -> None:
     flags = ["--trust-proxy-headers", "--enable-log-requests", "--log-level", "debug"]
     with running(tmp_path, *flags) as server:
         headers = {"x-llm-d-inference-fairness-id": "from-the-proxy", "Host": "gateway.example"}

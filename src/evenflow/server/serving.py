@@ -324,7 +324,10 @@ class Serving:
 
         It may be that a live request has the id that one of the prompts would get.
         """
-        is_taken = any(prompt_id(wanted, position) in self.books for position in range(num_prompts))
+        is_taken = any(
+            own_id in self.books or self.engine.is_live(own_id)
+            for own_id in (prompt_id(wanted, position) for position in range(num_prompts))
+        )
         return f"{wanted}-{token_hex(4)}" if is_taken else wanted
 
     def check_model(self, name: object) -> None:

@@ -190,7 +190,7 @@ GATEWAY = {"x_gateway_inference_fairness_id": "grey"}
         ({"trust_proxy_headers": True}, {"x_api_key": BLUE.text} | PROXIED, {}, "blue"),
     ],
 )
-def test_door_charges_the_key_then_the_proxys_tenant_then_the_user(
+def test_door_charges_the_key_then_the_proxy_then_the_user(
     config: dict[str, Any], headers: dict[str, str], body: object, tenant: str
 ) -> None:
     door = make_door(RING if "x_api_key" in headers else NO_KEYS, **config)

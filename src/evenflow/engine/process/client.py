@@ -227,6 +227,10 @@ class AsyncEngine:
         self._cleanup.push_async_callback(self._stop_process)
         return await self._ready
 
+    def is_live(self, request_id: str) -> bool:
+        """Return whether a request has deltas still to come."""
+        return request_id in self._live
+
     def add(self, commands: Sequence[AddRequest]) -> DeltaStream:
         """Send requests to the engine, whose deltas come in one stream.
 
