@@ -49,9 +49,9 @@ from typing import Any
 import psutil
 import tokenizers
 
-NUM_PROMPTS = 64
+NUM_PROMPTS = 16
 OUTPUT_TOKENS = 8
-STREAM_TOKENS = 32
+STREAM_TOKENS = 24
 KINDS = {"stream": 0.70, "whole": 0.15, "dropped": 0.10, "wrong": 0.05}
 ADMIN = {"Authorization": "Bearer endurance"}
 SAMPLE_S = 0.5
@@ -322,7 +322,7 @@ def served(model: str | None, num_clients: int, num_streams: int) -> Iterator[Se
         command += ["--port", str(port), "--data-dir", f"{folder}/data", "--max-model-len", "256"]
         command += ["--max-num-seqs", str(most), "--max-num-batched-tokens", str(most + 128)]
         command += ["--max-num-queued-reqs", str(2 * most)]
-        command += ["--kv-cache-memory", "2GiB" if model else "128MiB"]
+        command += ["--kv-cache-memory", "4GiB" if model else "128MiB"]
         os.environ["EVENFLOW_ADMIN_API_KEY"] = "endurance"
         server = Server(command, port)
         try:
@@ -385,8 +385,8 @@ def describe_memory(samples: list[tuple[int, int]]) -> dict[str, float]:
     num_done = samples[-1][0]
     first = next(size for done, size in samples if done >= num_done / 10)
     late = [(done, size) for done, size in samples if done >= num_done / 2]
-    line = statistics.linear_regression(*zip(*late, strict=True))
-    figures = {"first": first, "last": samples[-1][1], "per_1000_requests": 1000 * line.slope}
+    slope = statistics.linear_regression(*zip(*late, strict=True)).slope if late[1:] else 0.0
+    figures = {"first": first, "last": samples[-1][1], "per_1000_requests": 1000 * slope}
     return {name: round(size / 1e6, 3) for name, size in figures.items()}
 
 

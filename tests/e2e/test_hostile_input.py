@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -342,6 +343,19 @@ def test_stream_that_nobody_reads_costs_little_memory_and_ends(server: ServerPro
     assert process.memory_info().rss < before_bytes + 200 * 2**20
     for connection in connections:
         connection.close()
+
+
+def test_connection_is_refused_when_there_are_too_many(tmp_path: Path) -> None:
+    with running(tmp_path, "--max-connections", "8") as server:
+        open_ones = [connect(server.address) for _ in range(8)]
+        refusal = get(server.address, "/health")
+        refuse(refusal, 503, "too_many_connections")
+        assert refusal.headers["retry-after"] == "1"
+        with closing(connect(server.address)) as silent:
+            refuse(read_answer(silent), 408, "body_timeout")
+        for connection in open_ones:
+            connection.close()
+        wait_for(lambda: server.answers("/health"), "there is room again")
 
 
 # Headers and the protocol itself

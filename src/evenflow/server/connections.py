@@ -21,13 +21,22 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from evenflow.core.errors import ConfigError, EvenflowError, InvalidRequestError
 from evenflow.engine.openai import error_body
-from evenflow.server.errors import BodyTimeoutError, HeadersTooLargeError, status_code
+from evenflow.server.errors import (
+    BodyTimeoutError,
+    HeadersTooLargeError,
+    TooManyConnectionsError,
+    error_headers,
+    status_code,
+)
 
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_PIPELINED = 16
+_EXCESS_S = 1.0
+"""Seconds that a connection beyond the limit gets, so that it can be told why it is refused."""
+
 _LINGER_S = 2.0
 _UNREAD_S = 60
 """Seconds after which a client that takes none of what was written to it is cut off."""
@@ -37,20 +46,31 @@ class GuardedProtocol(HttpToolsProtocol):
     """HTTP/1.1, with bounds on what may come before a request is known.
 
     Args:
+        max_connections: most that may be open; requests on further ones are refused.
         head_timeout_s: for the request line and all headers, from the first moment.
         arguments: uvicorn's.
     """
 
-    def __init__(self, *, head_timeout_s: float, **arguments: Any) -> None:
+    def __init__(self, *, max_connections: int, head_timeout_s: float, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._refusal: EvenflowError = InvalidRequestError("this is not a request in HTTP/1.1")
+        self._max_connections = max_connections
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._num_head_bytes = 0
         self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Begin to wait for a request; not for long when there are too many."""
         super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            self._refusal = TooManyConnectionsError(
+                "too many connections are open",
+                retry_after_s=1.0,
+                why=f"the limit is {self._max_connections}",
+                fix="Use fewer at once, or start the server with a larger --max-connections",
+            )
+            self._head_timeout_s = _EXCESS_S
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -77,11 +97,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Hand the request on."""
         self._stop_waiting()
+        if isinstance(self._refusal, TooManyConnectionsError):
+            raise ConnectionRefusedError
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
-        self._refuse(InvalidRequestError("this is not a request in HTTP/1.1"))
+        """Answer what the parser, or a callback of it, did not take."""
+        self._refuse(self._refusal)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -118,11 +140,14 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._give_up_answer():
             status = HTTPStatus(status_code(error))
             body = msgspec.json.encode({"error": error_body(error)})
-            head = (
-                f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + body)
+            headers = error_headers(error) | {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "connection": "close",
+            }
+            lines = [f"HTTP/1.1 {status.value} {status.phrase}"]
+            lines += [f"{name}: {value}" for name, value in headers.items()]
+            self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
 
 

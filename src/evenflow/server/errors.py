@@ -47,6 +47,12 @@ class HeadersTooLargeError(InvalidRequestError):
     code = "headers_too_large"
 
 
+class TooManyConnectionsError(RejectedError):
+    """As many connections are open as may be."""
+
+    code = "too_many_connections"
+
+
 class BodyTimeoutError(InvalidRequestError):
     """The request did not arrive in time."""
 
@@ -71,6 +77,7 @@ STATUS_CODES = {
     "queue_full": 429,
     "rate_limit_exceeded": 429,
     "draining": 503,
+    "too_many_connections": 503,
     "request_aborted": 503,
     "engine_failed": 503,
 }

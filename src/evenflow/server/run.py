@@ -59,7 +59,11 @@ async def _serve(
     serving = Serving(config)
     app = create_app(serving)
     _allow_many_files(settings.max_connections)
-    protocol: Any = partial(GuardedProtocol, head_timeout_s=settings.body_timeout)
+    protocol: Any = partial(
+        GuardedProtocol,
+        max_connections=settings.max_connections,
+        head_timeout_s=settings.body_timeout,
+    )
     web = _WebServer(
         uvicorn.Config(
             app,
@@ -71,7 +75,6 @@ async def _serve(
             lifespan="off",
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=_FLUSH_S,
             backlog=BACKLOG,
         )
@@ -152,7 +155,7 @@ def _url(listener: socket.socket, host: str) -> str:
 def _allow_many_files(num_connections: int) -> None:
     """Raise the soft limit of open files so that every allowed connection can be opened."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_connections + 256
+    wanted = 2 * num_connections + 256  # those beyond the limit are open until they are refused
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft < wanted:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -312,32 +309,6 @@ async def test_batch_goes_on_after_its_worker_was_stopped(tmp_path: Path) -> Non
     await folder.work()
     assert folder.answers(batch) == ALL
     assert len(folder.asked) == len(NAMES)
-
-
-@contextmanager
-def full_disk(max_file_bytes: int) -> Iterator[None]:
-    """Let no file of this process grow beyond a size: the last write that fits is cut short."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("max_file_bytes", [500, 600, 700])
-async def test_batch_answers_every_line_once_after_the_disk_was_full(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, max_file_bytes: int
-) -> None:
-    folder = BatchFolder(tmp_path)
-    batch = folder.create(LINES)
-    with full_disk(max_file_bytes):
-        await folder.work(lambda: "is interrupted" in caplog.text)
-    assert batch.status is BatchStatus.IN_PROGRESS
-    assert 0 < batch.num_completed < len(NAMES)
-    await folder.work()
-    assert folder.answers(batch) == ALL
-    assert len(folder.asked) < 2 * len(NAMES)
 
 
 async def test_batch_that_breaks_does_not_stop_the_others(

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 _LAST_WORDS_S = 0.2
 """Time to read what the engine process said before it ended."""
 
-_DELTAS_AT_ONCE = 16
+_DELTAS_AT_ONCE = 4
 """Streams that are woken before others of the event loop get a turn."""
 
 _FAREWELL_S = 5.0

@@ -46,8 +46,10 @@ _PENDING_S = 0.002
 """Longest sleep while a grammar is being compiled."""
 
 _COMMANDS_S = 0.0005
-"""Time for commands between two steps: a flood of requests does not hold up those that run, and a
-step's token budget could not take in more prompts anyway."""
+_COMMANDS_RATIO = 0.02
+"""Time for commands between two steps, at least, and as a share of the last step: a flood of
+requests does not hold up those that run, and yet who aborts or asks in the middle of it is heard
+soon, however long steps are."""
 
 
 class EngineHost:
@@ -73,6 +75,7 @@ class EngineHost:
             SentenceCalls(EmbeddingService(runtime.sentence)) if runtime.sentence else None
         )
         self._stopping = False
+        self._last_step_s = 0.0
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -103,7 +106,8 @@ class EngineHost:
         timeout_s = 0.0 if self.has_work else _PENDING_S if self._compiling else _IDLE_S
         if timeout_s and not self._socket.poll(int(timeout_s * 1000)):
             return
-        deadline_s = self._clock.now_s() + _COMMANDS_S
+        budget_s = max(_COMMANDS_S, _COMMANDS_RATIO * self._last_step_s)
+        deadline_s = self._clock.now_s() + budget_s
         while self._clock.now_s() < deadline_s:
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)
@@ -212,6 +216,7 @@ class EngineHost:
         ended_s = self._clock.now_s()
         if deltas or engine.started:
             self._send(StepOutput(ended_s, deltas, engine.started))
+        self._last_step_s = ended_s - started_s
         self._snapshots.note_step(started_s, ended_s)
 
     def _send(self, output: Output) -> None:
