@@ -265,6 +265,7 @@ def check_only_the_input_is_served(server: ServerProcess, batch_id: str) -> None
     assert batch["output_file_id"] is None
 
 
+@pytest.mark.slow
 def test_batch_goes_on_after_everything_was_killed(tmp_path: Path) -> None:
     flags = ["--max-num-seqs", "4"]
     with running(tmp_path, *flags) as server:
