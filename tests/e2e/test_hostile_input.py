@@ -631,7 +631,7 @@ def test_upload_is_refused_when_its_type_does_not_fit(address: str, kind: str) -
 
 
 def test_file_name_leads_nowhere(server: ServerProcess) -> None:
-    for name in ("../../evil", "/tmp/evil", "..\\evil", "a" * 1000, "\x7f", "%00"):
+    for name in ("../../evil", "/etc/evil", "..\\evil", "a" * 1000, "\x7f", "%00"):
         answer = upload(server.address, form(PURPOSE, part("file", "content", name)))
         assert answer.status == 200, answer.body
         stored = answer.json()

@@ -93,7 +93,7 @@ def element(builder: Builder, address: Value, index: Value) -> Value:
 
 
 def variable(builder: Builder, value: Value) -> Value:
-    """Return the place of a local variable that holds `value` for now."""
+    """Return the place of a local variable that begins as `value`."""
     place = cgutils.alloca_once(builder, value.type)  # type: ignore[no-untyped-call]
     builder.store(value, place)
     return place
