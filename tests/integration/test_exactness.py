@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evenflow import LLM, SamplingParams
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.rng import derive_seed
 from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
@@ -94,7 +94,7 @@ def make_engine(llm: LLM, *, num_blocks: int, budget: int, caching: bool, policy
     kv = KVCacheManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=caching)
     scheduler = Scheduler(policy, kv, max_num_seqs=24, max_num_batched_tokens=budget)
     limits = ModelLimits(2048, llm.runtime.spec.vocab_size)
-    return Engine(scheduler, llm.engine._executor, ManualClock(), limits)
+    return Engine(scheduler, llm.engine._executor, VirtualClock(), limits)
 
 
 def collect(engine: Engine, results: dict[str, CompletionOutput]) -> None:

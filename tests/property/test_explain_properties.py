@@ -9,7 +9,7 @@ from math import fsum, isclose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.events import NUM_DETAILED_EVENTS, EventKind, RequestEvent, WaitReason
 from evenflow.core.request import Request
 from evenflow.core.sampling import SamplingParams
@@ -91,7 +91,7 @@ class Witness(RecordingExecutor):
     Times are multiples of 1/8 s, so that sums of them are exact.
     """
 
-    def __init__(self, clock: ManualClock) -> None:
+    def __init__(self, clock: VirtualClock) -> None:
         super().__init__()
         self.clock = clock
         self.step_s = 0.125
@@ -149,7 +149,7 @@ OPERATIONS = st.one_of(
 def test_explain_tells_what_every_request_spent_its_time_on(
     operations: Sequence[tuple], num_blocks: int, caching: bool, max_num_seqs: int
 ) -> None:
-    clock = ManualClock(1000.0)
+    clock = VirtualClock(1000.0)
     engine, _ = make_engine(
         clock=clock,
         num_blocks=num_blocks,

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.request import RequestView
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine, completion_id
@@ -87,7 +87,7 @@ class KVContentsMachine(RuleBasedStateMachine):
         self.max_model_len = min(MAX_MODEL_LEN, num_blocks * BLOCK_SIZE)
         self.executor = KVCheckingExecutor(scripted_token, BLOCK_SIZE)
         limits = ModelLimits(self.max_model_len, VOCAB_SIZE)
-        self.engine = Engine(self.scheduler, self.executor, ManualClock(), limits)
+        self.engine = Engine(self.scheduler, self.executor, VirtualClock(), limits)
         self.prompts: list[list[int]] = []
         self.expected: dict[tuple[str, int], tuple[list[int], str]] = {}
         self.received: dict[tuple[str, int], list[int]] = {}

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.ids import DEFAULT_TENANT, TenantId
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import completion_id
@@ -31,7 +31,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
     )
     def start(self, policy: str, num_blocks: int, caching: bool) -> None:
-        self.clock = ManualClock()
+        self.clock = VirtualClock()
         self.engine, self.executor = make_engine(
             clock=self.clock,
             directory=TenantDirectory(

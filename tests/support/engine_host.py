@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.structured import TokenGrammar
 from evenflow.engine.process.host import EngineHost
@@ -48,7 +48,7 @@ class Wire:
     """
 
     def __init__(
-        self, clock: ManualClock, script: Iterator[Sequence[Command]], recv_s: float
+        self, clock: VirtualClock, script: Iterator[Sequence[Command]], recv_s: float
     ) -> None:
         self.outputs: list[Output] = []
         self._clock = clock
@@ -83,7 +83,7 @@ class Wire:
 class TickingExecutor(RecordingExecutor):
     """Takes STEP_S for a step, and before each of them lets the test act."""
 
-    def __init__(self, clock: ManualClock, before_step: Callable[[int], None]) -> None:
+    def __init__(self, clock: VirtualClock, before_step: Callable[[int], None]) -> None:
         super().__init__()
         self._clock = clock
         self._before_step = before_step
@@ -115,7 +115,7 @@ class Desk:
         recv_s: float = 0.0,
         **limits: Any,
     ) -> None:
-        self.clock = ManualClock(100.0)
+        self.clock = VirtualClock(100.0)
         self.during: dict[int, Sequence[Command]] = {}
         self.engine, _ = make_engine(clock=self.clock, **limits)
         self.executor = TickingExecutor(self.clock, self._before_step)

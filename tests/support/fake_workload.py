@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -194,6 +195,7 @@ class FakeWorkload:
             "step_ms": {"schedule": 0.2, "execute": 24.0 * wobble, "update": 0.6, "emit": 0.3},
             "preemptions": self.counts["preemptions"],
             "live": [self._live(request) for request in self.live[:200]],
+            "ended": [self._ended(request) for request in islice(reversed(self.ended.values()), 40)],
         }
 
     def _tenant(self, tenant: str) -> dict[str, Any]:
@@ -223,6 +225,17 @@ class FakeWorkload:
             "priority": 0,
             "num_blocks": request.num_blocks,
             "waiting_for": None if is_running else "memory for its prompt",
+        }
+
+    def _ended(self, request: FakeRequest) -> dict[str, Any]:
+        return {
+            "id": request.id,
+            "tenant": request.tenant,
+            "status": "length",
+            "num_prompt_tokens": request.num_prompt_tokens,
+            "num_output_tokens": request.num_output_tokens,
+            "num_preemptions": 0,
+            "e2e_s": 0.05 * request.num_output_tokens,
         }
 
     def explain(self, request_id: str) -> dict[str, Any] | None:

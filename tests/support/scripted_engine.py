@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zlib import crc32
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
 from evenflow.execution.executor import ScriptedExecutor
@@ -47,7 +47,7 @@ def make_engine(
     enable_prefix_caching: bool = True,
     eos_token_ids: frozenset[int] = frozenset(),
     directory: TenantDirectory | None = None,
-    clock: ManualClock | None = None,
+    clock: VirtualClock | None = None,
 ) -> tuple[Engine, RecordingExecutor]:
     kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
     scheduler = Scheduler(
@@ -59,4 +59,4 @@ def make_engine(
     )
     executor = RecordingExecutor()
     limits = ModelLimits(max_model_len, VOCAB_SIZE, eos_token_ids)
-    return Engine(scheduler, executor, clock or ManualClock(), limits), executor
+    return Engine(scheduler, executor, clock or VirtualClock(), limits), executor

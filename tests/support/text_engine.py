@@ -7,7 +7,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
 from evenflow.execution.executor import scripted_hidden_sum
@@ -43,7 +43,7 @@ class TypingExecutor:
         clock: moved on by every step.
     """
 
-    def __init__(self, reply: Reply, clock: ManualClock) -> None:
+    def __init__(self, reply: Reply, clock: VirtualClock) -> None:
         self._reply = reply
         self._clock = clock
         self.failing: set[str] = set()
@@ -69,7 +69,7 @@ class TypingExecutor:
 def make_text_engine(
     reply: Reply, *, num_blocks: int = 256, max_model_len: int = 512, salt_per_tenant: bool = False
 ) -> Engine:
-    clock = ManualClock(100.0)
+    clock = VirtualClock(100.0)
     scheduler = Scheduler(
         load_policy("fcfs"),
         KVCacheManager(num_blocks, 4),

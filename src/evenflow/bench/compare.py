@@ -17,9 +17,9 @@ SAME_WITHIN_RATIO = 0.02
 
 _HIGHER_IS_BETTER = (
     *("completed", "request_throughput", "request_goodput", "output_throughput"),
-    *("total_token_throughput", "max_output_tokens_per_s", "jain_index"),
+    *("total_token_throughput", "max_output_tokens_per_s", "jain_index", "slo_attainment_ratio"),
 )
-_LOWER_IS_BETTER = ("failed", "duration")
+_LOWER_IS_BETTER = ("failed", "duration", "num_preemptions", "cost_per_million_tokens")
 _LATENCY = re.compile(r"(mean|median|p[\d.]+)_(ttft|tpot|itl|e2el)_ms")
 
 _SETTINGS = (

@@ -25,7 +25,7 @@ _COLORS = {"better": "tab:green", "worse": "tab:red", "same": "tab:gray", None: 
 
 def plot_run(records: Sequence[RequestRecord], path: Path) -> None:
     """Draw the distributions of TTFT and ITL, and throughput and concurrency over time."""
-    figure = _figure(11, 7)
+    figure = blank_figure(11, 7)
     axes = figure.subplots(2, 2)
     done = [record for record in records if record.failure is None]
     _histogram(axes[0][0], [ttft_s(record) * 1e3 for record in done], "TTFT (ms)")
@@ -34,15 +34,15 @@ def plot_run(records: Sequence[RequestRecord], path: Path) -> None:
     throughput = tokens_per_second(done)
     axes[1][0].stairs(throughput)
     axes[1][0].set(xlabel="time (s)", ylabel="output tokens per second", ylim=(0, None))
-    steps = concurrency(done)
-    axes[1][1].step([t for t, _ in steps], [n for _, n in steps], where="post")
+    starts, ends = (np.array([getattr(r, name) for r in done]) for name in ("start_s", "end_s"))
+    axes[1][1].step(*concurrency(starts, ends), where="post")
     axes[1][1].set(xlabel="time (s)", ylabel="concurrent requests", ylim=(0, None))
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_timeline(records: Sequence[RequestRecord], path: Path) -> None:
     """Draw each request as a bar: waiting in the client, up to the first token, and after it."""
-    figure = _figure(11, min(4 + 0.05 * len(records), 40))
+    figure = blank_figure(11, min(4 + 0.05 * len(records), 40))
     axes = figure.subplots()
     rows = np.arange(len(records))
     due, start, end = (
@@ -63,13 +63,13 @@ def plot_timeline(records: Sequence[RequestRecord], path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="time (s)", ylabel="request")
     axes.legend(loc="upper right")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_comparison(comparisons: Sequence[Comparison], path: Path) -> None:
     """Draw the ratio to the baseline of every figure, run by run."""
     num_others = len(comparisons[0].ratios)
-    figure = _figure(5 * num_others + 3, 0.3 * len(comparisons) + 1.5)
+    figure = blank_figure(5 * num_others + 3, 0.3 * len(comparisons) + 1.5)
     all_axes = figure.subplots(1, num_others, sharey=True, squeeze=False)[0]
     for index, axes in enumerate(all_axes):
         known = [(c.metric, c.ratios[index], c.verdicts[index]) for c in comparisons]
@@ -79,7 +79,7 @@ def plot_comparison(comparisons: Sequence[Comparison], path: Path) -> None:
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set(xlabel=f"{label(index + 1)} / A (green is better)")
     all_axes[0].invert_yaxis()
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _histogram(axes: Axes, values: Sequence[float], name: str) -> None:
@@ -105,7 +105,7 @@ def require_matplotlib() -> None:
         raise ConfigError("plots need matplotlib", fix="pip install 'evenflow[plot]'")
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
     """Make a figure that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -115,6 +115,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

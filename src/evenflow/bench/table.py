@@ -6,6 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from evenflow.core.wording import printable
 
 _TITLES = {
     "ttft": "Time to First Token",
@@ -29,6 +32,15 @@ _COUNTS = (
     ("Peak output token throughput (tok/s)", "max_output_tokens_per_s"),
     ("Peak concurrent requests", "max_concurrent_requests"),
     ("Total token throughput (tok/s)", "total_token_throughput"),
+    ("Share of requests within their objectives", "slo_attainment_ratio"),
+    ("Preemptions", "num_preemptions"),
+    ("Bytes moved between tiers", "bytes_moved"),
+    ("Peak share of KV memory in use", "peak_kv_usage_ratio"),
+    ("Share of prompt tokens found in the cache", "prefix_cache_hit_ratio"),
+    ("Cost per million tokens", "cost_per_million_tokens"),
+    ("Cost per million output tokens", "cost_per_million_output_tokens"),
+    ("Steps simulated", "num_steps"),
+    ("Real seconds this took", "simulation_wall_s"),
     ("Client CPU per output token (us)", "client_cpu_us_per_token"),
     ("Latest sending after its time (ms)", "max_send_lag_ms"),
 )
@@ -37,24 +49,31 @@ _TENANT_COLUMNS = {
     "failed": "failed",
     "output tok/s": "output_throughput",
     "service": "service_tokens",
+    "SLO ratio": "slo_attainment_ratio",
+    "preemptions": "num_preemptions",
     "TTFT p50 ms": "median_ttft_ms",
     "TPOT p50 ms": "median_tpot_ms",
 }
 
 
-def result_table(summary: Mapping[str, Any], metrics: Collection[str]) -> Table:
+def result_table(
+    summary: Mapping[str, Any],
+    metrics: Collection[str],
+    title: str = "Serving Benchmark Result",
+) -> Table:
     """Lay out a run's figures in sections.
 
     Args:
         summary: of a `BenchResult`.
         metrics: the latencies to show: ttft, tpot, itl, e2el, client_queue_time.
+        title: of the table.
     """
-    table = Table(title="Serving Benchmark Result", show_header=False)
+    table = Table(title=title, show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for title, key in _COUNTS:
+    for name, key in _COUNTS:
         if summary.get(key) is not None:
-            table.add_row(title, figure(summary[key]))
+            table.add_row(name, figure(summary[key]))
     measured = [m for m in _TITLES if m in metrics and summary[f"mean_{m}_ms"] is not None]
     for metric in measured:
         table.add_section()
@@ -74,11 +93,17 @@ def tenant_table(summary: Mapping[str, Any]) -> Table:
     )
     table = Table(title="Tenants", caption=fairness)
     table.add_column("tenant")
-    for title in _TENANT_COLUMNS:
+    tenants = summary["tenants"]
+    columns = {
+        title: key
+        for title, key in _TENANT_COLUMNS.items()
+        if any(figures.get(key) is not None for figures in tenants.values())
+    }
+    for title in columns:
         table.add_column(title, justify="right")
-    for tenant, figures in summary["tenants"].items():
-        cells = [figure(figures[key]) for key in _TENANT_COLUMNS.values()]
-        table.add_row(tenant or "(none)", *cells)
+    for tenant, figures in tenants.items():
+        cells = [figure(figures[key]) for key in columns.values()]
+        table.add_row(Text(printable(tenant) or "(none)"), *cells)
     return table
 
 
@@ -99,4 +124,6 @@ def figure(value: object) -> str:
         return "-"
     if not isinstance(value, float):
         return str(value)
+    if abs(value) < 1:
+        return f"{value:.3g}"
     return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.0f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from evenflow.fairness.report import jain_index, service_gap
 if TYPE_CHECKING:
     from evenflow.workloads.client import RequestRecord
 
-_PROMPT_WEIGHT = 1.0
-_OUTPUT_WEIGHT = 2.0
+Interval = tuple[float, float]
+PROMPT_WEIGHT = 1.0
+OUTPUT_WEIGHT = 2.0
 """What a token counts as service, as in VTC (arXiv 2401.00588, section 3)."""
 
 _PER_TENANT = (
@@ -43,24 +44,52 @@ def by_tenant(
     groups: dict[str, list[RequestRecord]] = {}
     for record in records:
         groups.setdefault(record.request.tenant, []).append(record)
-    tenants = {}
-    for tenant, group in sorted(groups.items()):
-        summary = summarize(group, duration_s, percentiles, goodput)
-        kept = {name: value for name, value in summary.items() if name.endswith("_ms")}
-        tenants[tenant] = {name: summary[name] for name in _PER_TENANT} | kept
-    begin_s = max(min(record.start_s for record in group) for group in groups.values())
-    end_s = min(max(record.end_s for record in group) for group in groups.values())
-    services = {
-        tenant: sum(_service(record, begin_s, end_s) for record in group)
-        for tenant, group in groups.items()
-    }
-    for tenant, service in services.items():
-        tenants[tenant]["service_tokens"] = service
-    is_contended = len(groups) > 1 and end_s > begin_s
+    interval = contended_interval(
+        [min(record.start_s for record in group) for group in groups.values()],
+        [max(record.end_s for record in group) for group in groups.values()],
+    )
+    return tenant_figures(
+        {
+            tenant: (
+                summarize(group, duration_s, percentiles, goodput),
+                sum(_service(record, *interval) for record in group),
+            )
+            for tenant, group in groups.items()
+        },
+        interval,
+    )
+
+
+def contended_interval(starts_s: Collection[float], ends_s: Collection[float]) -> Interval:
+    """Return the interval in which fairness is judged, which is empty if its end is not later.
+
+    Args:
+        starts_s: of each tenant, when its first request was sent.
+        ends_s: of each tenant, when its last request ended.
+    """
+    return max(starts_s), min(ends_s)
+
+
+def tenant_figures(
+    tenants: Mapping[str, tuple[Mapping[str, Any], float]], interval: Interval
+) -> dict[str, Any]:
+    """Return what `by_tenant` does.
+
+    Args:
+        tenants: by name, the summary of a tenant's requests and its service within `interval`.
+        interval: the contended one.
+    """
+    services = [service for _, service in tenants.values()]
+    is_contended = len(tenants) > 1 and interval[1] > interval[0]
     return {
-        "tenants": tenants,
-        "jain_index": jain_index(services.values()) if is_contended else None,
-        "service_gap_tokens": service_gap(services.values()) if is_contended else None,
+        "tenants": {
+            tenant: {name: summary[name] for name in _PER_TENANT}
+            | {name: value for name, value in summary.items() if name.endswith("_ms")}
+            | {"service_tokens": service}
+            for tenant, (summary, service) in sorted(tenants.items())
+        },
+        "jain_index": jain_index(services) if is_contended else None,
+        "service_gap_tokens": service_gap(services) if is_contended else None,
     }
 
 
@@ -73,6 +102,6 @@ def _service(record: RequestRecord, begin_s: float, end_s: float) -> float:
     if not len(times):
         return 0.0
     num_inside = np.count_nonzero((begin_s <= times) & (times <= end_s))
-    output = _OUTPUT_WEIGHT * record.num_output_tokens * float(num_inside) / len(times)
+    output = OUTPUT_WEIGHT * record.num_output_tokens * float(num_inside) / len(times)
     is_prompt_inside = begin_s <= times[0] <= end_s
-    return output + (_PROMPT_WEIGHT * record.num_prompt_tokens if is_prompt_inside else 0.0)
+    return output + (PROMPT_WEIGHT * record.num_prompt_tokens if is_prompt_inside else 0.0)

@@ -22,20 +22,33 @@ def make_workload(
 ) -> tuple[list[WorkloadRequest], list[WorkloadRequest]]:
     """Return the requests of a run, and others of the same kind to warm the server up with.
 
-    Lengths, arrivals and tenants are drawn from separate streams of the seed: changing the rate
-    changes no prompt.
-
     Raises:
         InvalidRequestError: the data set cannot be read.
         ConfigError: arrival times are wanted that the data set does not have, or its prompts are
             not what the endpoint takes.
     """
+    load, warmups = draw_workload(config, count_tokens)
+    _check_shape(config, (*load, *warmups))
+    written = with_text((*load, *warmups), vocabulary, config.seed)
+    return written[: len(load)], written[len(load) :]
+
+
+def draw_workload(
+    config: BenchConfig, count_tokens: TokenCounter
+) -> tuple[list[WorkloadRequest], list[WorkloadRequest]]:
+    """Return what `make_workload` does, before any text is written.
+
+    Lengths, arrivals and tenants are drawn from separate streams of the seed: changing the rate
+    changes no prompt.
+
+    Raises:
+        InvalidRequestError: the data set cannot be read.
+        ConfigError: arrival times are wanted that the data set does not have.
+    """
     lengths_rng, arrivals_rng, tenants_rng = np.random.default_rng(config.seed).spawn(3)
     num = config.num_prompts + config.num_warmups
     requests, is_timed = _dataset(config, num, count_tokens, lengths_rng)
-    _check_shape(config, requests)
-    written = with_text(requests, vocabulary, config.seed)
-    load, warmups = written[: config.num_prompts], written[config.num_prompts :]
+    load, warmups = requests[: config.num_prompts], requests[config.num_prompts :]
     load = _with_arrivals(config, load, is_timed, arrivals_rng)
     if config.tenants:
         load = datasets.with_tenants(load, dict(config.tenants), tenants_rng)
@@ -132,11 +145,10 @@ def _with_arrivals(
     if is_self_timed and config.ramp_up_strategy is None:
         recorded = np.array([request.arrival_s for request in requests])
         return _at(requests, arrivals.scaled_to_rate(recorded, config.request_rate))
-    starts = [index for index, request in enumerate(requests) if not request.continues]
-    drawn = _drawn(config, len(starts), rng)
-    times = np.zeros(len(requests))
-    times[starts] = drawn
-    return _at(requests, times)
+    owners = [index if r.session is None else r.session for index, r in enumerate(requests)]
+    places = {owner: place for place, owner in enumerate(dict.fromkeys(owners))}
+    drawn = _drawn(config, len(places), rng)
+    return _at(requests, drawn[np.array([places[owner] for owner in owners], dtype=np.intp)])
 
 
 def _drawn(config: BenchConfig, num: int, rng: np.random.Generator) -> arrivals.Times:

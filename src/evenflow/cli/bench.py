@@ -25,7 +25,8 @@ from evenflow.bench.config import BenchConfig
 from evenflow.bench.plots import plot_comparison, plot_run, plot_timeline, require_matplotlib
 from evenflow.bench.result import BenchResult, read_result
 from evenflow.bench.table import error_table, figure, result_table, tenant_table
-from evenflow.cli.bench_options import FILE, NEW_FILE, SAMPLING, bench_options
+from evenflow.cli.bench_options import SAMPLING, bench_options
+from evenflow.cli.flags import FILE, NEW_FILE
 from evenflow.cli.loading import transfer_bar
 from evenflow.cli.options import config_options
 from evenflow.config import Loaded, PathsConfig

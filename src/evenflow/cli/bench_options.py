@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from evenflow.bench.config import LATENCY_METRICS, Backend, DatasetName
-from evenflow.workloads.arrivals import RampStrategy
+from evenflow.cli.flags import (
+    FILE,
+    FOLDER,
+    NEW_FILE,
+    flag,
+    json_object,
+    number_list,
+    numbers,
+    one_of,
+    switch,
+    texts,
+)
+from evenflow.cli.workload_options import LENGTHS, TRAFFIC
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-Callback = Callable[[click.Context, click.Parameter, Any], Any]
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
 SAMPLING = {
     "temperature": float,
     "top_p": float,
@@ -29,40 +33,6 @@ SAMPLING = {
 }
 
 
-def _numbers(separator: str, default: float | None = None) -> Callback:
-    """Read NAME:NUMBER pairs with `separator` between them; `default` stands for no number."""
-
-    def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Any:
-        numbers: dict[str, float] = {}
-        for pair in (part for value in values for part in value.split(separator) if part):
-            name, colon, number = pair.strip().partition(":")
-            try:
-                numbers[name] = default if default is not None and not colon else float(number)
-            except ValueError:
-                raise click.BadParameter(f"{pair!r} is not NAME:NUMBER", ctx, param) from None
-        return numbers
-
-    return read
-
-
-def _texts(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """Read KEY=VALUE pairs."""
-    for pair in values:
-        if "=" not in pair:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", ctx, param)
-    return {key.strip(): value for key, _, value in (pair.partition("=") for pair in values)}
-
-
-def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    try:
-        content = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"it is not JSON: {error}", ctx, param) from None
-    if not isinstance(content, dict):
-        raise click.BadParameter("it is not a JSON object", ctx, param)
-    return content
-
-
 def _metrics(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
     names = tuple(value.split(","))
     known = (*LATENCY_METRICS, "client_queue_time")
@@ -72,51 +42,28 @@ def _metrics(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     return names
 
 
-def _percentiles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers", ctx, param) from None
-
-
-def _flag(
-    name: str, kind: Any, default: Any, text: str, *, field: str | None = None, **settings: Any
-) -> Decorator:
-    """Make an option; `field` names its value where the unit is not part of the flag."""
-    names = (name,) if field is None else (name, field)
-    return click.option(*names, type=kind, default=default, help=text, **settings)
-
-
-def _switch(name: str, text: str) -> Decorator:
-    return click.option(name, is_flag=True, help=text)
-
-
-def _one_of(values: object) -> click.Choice[str]:
-    return click.Choice(get_args(values))
-
-
 _TARGET = (
-    _flag(
-        "--backend", _one_of(Backend), "openai", "Completions (openai, vllm) or chat (openai-chat)."
+    flag(
+        "--backend", one_of(Backend), "openai", "Completions (openai, vllm) or chat (openai-chat)."
     ),
-    _flag("--base-url", str, None, "The server, instead of --host and --port.", metavar="URL"),
-    _flag("--host", str, "127.0.0.1", "Where the server is."),
-    _flag("--port", int, 8000, "Where the server listens."),
-    _flag(
+    flag("--base-url", str, None, "The server, instead of --host and --port.", metavar="URL"),
+    flag("--host", str, "127.0.0.1", "Where the server is."),
+    flag("--port", int, 8000, "Where the server listens."),
+    flag(
         "--endpoint",
         str,
         None,
         "Path of the API, if not the usual one of --backend.",
         metavar="PATH",
     ),
-    _flag(
+    flag(
         "--model",
         str,
         None,
         "The model's name at the server; without it, the first the server lists.",
         metavar="NAME",
     ),
-    _flag(
+    flag(
         "--tokenizer",
         str,
         None,
@@ -124,26 +71,26 @@ _TARGET = (
         "does; without that, words count as tokens.",
         metavar="MODEL",
     ),
-    _flag(
+    flag(
         "--api-key", str, None, "Sent as bearer token.", envvar="OPENAI_API_KEY", show_envvar=True
     ),
-    _flag(
+    flag(
         "--header",
         str,
         (),
         "Sent with every request; repeatable.",
         multiple=True,
         metavar="KEY=VALUE",
-        callback=_texts,
+        callback=texts,
     ),
-    _flag(
+    flag(
         "--request-timeout",
         float,
         21600.0,
         "Seconds after which a request has failed.",
         field="request_timeout_s",
     ),
-    _flag(
+    flag(
         "--ready-check-timeout-sec",
         float,
         0.0,
@@ -152,137 +99,68 @@ _TARGET = (
     ),
 )
 _DATASET = (
-    _flag(
+    flag(
         "--dataset-name",
-        _one_of(DatasetName),
+        one_of(DatasetName),
         "random",
         "What is sent: random words; sharegpt (log-normal lengths like ShareGPT's, or its JSON "
         "file); burstgpt and trace (a trace with lengths and arrival times); prefix_repetition; "
         "custom (JSONL of prompts).",
     ),
-    _flag("--dataset-path", FILE, None, "The file of sharegpt, burstgpt, trace and custom."),
-    _flag("--num-prompts", int, 1000, "Requests to send; of a trace, at most."),
-    _flag("--num-warmups", int, 0, "Further requests of the kind, sent before and not measured."),
-    _flag("--seed", int, 0, "Of lengths, texts, arrivals and tenants."),
-    _flag("--random-input-len", int, 1024, "random: tokens of a prompt."),
-    _flag("--random-output-len", int, 128, "random: tokens of an answer."),
-    _flag(
-        "--random-range-ratio",
-        float,
-        0.0,
-        "random: lengths are uniform within this share above and below.",
-    ),
-    _flag(
-        "--random-prefix-len", int, 0, "random: tokens that all prompts begin with, in addition."
-    ),
-    _flag("--prefix-repetition-prefix-len", int, 256, "prefix_repetition: tokens of a prefix."),
-    _flag("--prefix-repetition-suffix-len", int, 256, "prefix_repetition: tokens of a suffix."),
-    _flag("--prefix-repetition-num-prefixes", int, 10, "prefix_repetition: different prefixes."),
-    _flag("--prefix-repetition-output-len", int, 128, "prefix_repetition: tokens of an answer."),
-    _flag(
-        "--sharegpt-output-len",
-        int,
-        None,
-        "sharegpt: tokens of every answer, instead of its own length.",
-    ),
-    _flag(
+    flag("--dataset-path", FILE, None, "The file of sharegpt, burstgpt, trace and custom."),
+    flag("--num-prompts", int, 1000, "Requests to send; of a trace, at most."),
+    flag("--num-warmups", int, 0, "Further requests of the kind, sent before and not measured."),
+    *LENGTHS,
+    flag(
         "--custom-output-len",
         int,
         256,
         "custom: tokens of answers whose line has no output_tokens.",
     ),
 )
-_TRAFFIC = (
-    _flag(
-        "--request-rate",
-        float,
-        math.inf,
-        "Requests per second; inf sends all at once. Traces are stretched to it.",
-    ),
-    _flag(
-        "--burstiness",
-        float,
-        1.0,
-        "Shape of the gamma distribution of gaps: 1 Poisson, below 1 bursts, above 1 regular.",
-    ),
-    _flag(
-        "--ramp-up-strategy",
-        _one_of(RampStrategy),
-        None,
-        "How the rate rises over the run, instead of --request-rate.",
-    ),
-    _flag("--ramp-up-start-rps", float, None, "Requests per second at the start of the ramp."),
-    _flag("--ramp-up-end-rps", float, None, "Requests per second at its end."),
-    _flag(
-        "--self-timed/--no-self-timed",
-        bool,
-        None,
-        "Use the arrival times of the trace, or draw them.  [default: use them]",
-    ),
-    _flag(
+_CLIENT = (
+    flag(
         "--max-concurrency",
         int,
         None,
         "Most requests under way at once; the others wait in the client.",
     ),
-    _flag(
-        "--num-turns",
-        int,
-        1,
-        "Make so many consecutive requests a conversation, whose history is sent back.",
-    ),
-    _flag(
-        "--turn-think-time",
-        float,
-        0.0,
-        "Seconds between an answer and the next turn.",
-        field="turn_think_time_s",
-    ),
-    _flag(
-        "--tenants",
-        str,
-        (),
-        "Shares of the requests by tenant, such as a:2,b:1. A tenant is sent as user.",
-        multiple=True,
-        metavar="NAME:SHARE,...",
-        callback=_numbers(",", 1.0),
-    ),
-    _flag(
+    flag(
         "--tenant-keys",
         str,
         (),
-        "A tenant's API key, sent instead of user; repeatable.",
+        "A tenant's API key; those without one are named in the field user. Repeatable.",
         multiple=True,
         metavar="NAME=KEY",
-        callback=_texts,
+        callback=texts,
     ),
 )
 _BODY = (
-    _switch("--ignore-eos", "Generate up to the full length."),
+    switch("--ignore-eos", "Generate up to the full length."),
     *(
-        _flag(f"--{name.replace('_', '-')}", kind, None, "Sent if given.")
+        flag(f"--{name.replace('_', '-')}", kind, None, "Sent if given.")
         for name, kind in SAMPLING.items()
     ),
-    _flag(
+    flag(
         "--extra-body",
         str,
         "{}",
         "Further fields of every request.",
         metavar="JSON",
-        callback=_json_object,
+        callback=json_object,
     ),
 )
 _REPORT = (
-    _flag(
+    flag(
         "--goodput",
         str,
         (),
         'Most milliseconds of a good request, such as "ttft:500 tpot:50"; knows ttft, tpot, e2el.',
         multiple=True,
         metavar="METRIC:MS ...",
-        callback=_numbers(" "),
+        callback=numbers(" "),
     ),
-    _flag(
+    flag(
         "--percentile-metrics",
         str,
         ",".join(LATENCY_METRICS),
@@ -290,47 +168,47 @@ _REPORT = (
         metavar="LIST",
         callback=_metrics,
     ),
-    _flag(
+    flag(
         "--metric-percentiles",
         str,
         "50,90,99",
         "Percentiles of latencies.",
         metavar="LIST",
-        callback=_percentiles,
+        callback=number_list,
     ),
-    _flag(
+    flag(
         "--label",
         str,
         None,
         "Name of the run, in the result and its file name; without it, the backend.",
     ),
-    _flag(
+    flag(
         "--metadata",
         str,
         (),
         "Added to the result; repeatable.",
         multiple=True,
         metavar="KEY=VALUE",
-        callback=_texts,
+        callback=texts,
     ),
-    _switch("--save-result", "Write the result as JSON."),
-    _switch("--save-detailed", "With times, lengths and texts of every request."),
-    _flag("--result-dir", FOLDER, None, "Where results are written; without it, here."),
-    _flag(
+    switch("--save-result", "Write the result as JSON."),
+    switch("--save-detailed", "With times, lengths and texts of every request."),
+    flag("--result-dir", FOLDER, None, "Where results are written; without it, here."),
+    flag(
         "--result-filename",
         str,
         None,
         "Name of the result file; without it, label, rate, model and date.",
     ),
-    _flag("--save-trace", NEW_FILE, None, "Write what was sent as a trace (.jsonl or .jsonl.gz)."),
-    _switch("--plot", "Write latency distributions and throughput as PNG next to the result."),
-    _switch("--plot-timeline", "Write a bar per request as PNG next to the result."),
-    _switch("--no-progress", "Show no progress bar."),
+    flag("--save-trace", NEW_FILE, None, "Write what was sent as a trace (.jsonl or .jsonl.gz)."),
+    switch("--plot", "Write latency distributions and throughput as PNG next to the result."),
+    switch("--plot-timeline", "Write a bar per request as PNG next to the result."),
+    switch("--no-progress", "Show no progress bar."),
 )
 
 
 def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command all flags of a run."""
-    for option in reversed((*_TARGET, *_DATASET, *_TRAFFIC, *_BODY, *_REPORT)):
+    for option in reversed((*_TARGET, *_DATASET, *TRAFFIC, *_CLIENT, *_BODY, *_REPORT)):
         command = option(command)
     return command

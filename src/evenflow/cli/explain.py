@@ -8,24 +8,10 @@ from urllib.parse import quote
 
 import click
 import httpx
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from evenflow.cli.explain_view import show_life
 from evenflow.cli.top import TIMEOUT_S, ServerUnreachableError
 from evenflow.core.errors import EvenflowError
-
-# A glyph and a colour for each kind, so that the bar can be read without colours too.
-_LOOKS = {
-    "queued": ("░", "yellow"),
-    "held": ("▒", "magenta"),
-    "prefill": ("▆", "blue"),
-    "decode": ("█", "green"),
-    "preempted": ("x", "red"),
-    "recompute": ("▓", "red"),
-}
-_UNKNOWN = ("?", "white")
-_MAX_BAR_CELLS = 100
 
 
 class RefusedError(EvenflowError):
@@ -53,13 +39,7 @@ def explain(request_id: str, url: str, api_key: str | None, as_json: bool) -> No
     if as_json:
         click.echo(json.dumps(life, indent=2))
         return
-    console = Console(highlight=False)
-    head = f"{life['id']}  tenant {life['tenant']}  {life['status']}  {_words(life['latency_s'])}"
-    console.print(head, markup=False)
-    if life["intervals"]:
-        console.print(_bar(life, min(console.width, _MAX_BAR_CELLS)))
-        console.print(_table(life))
-    console.print(life["summary"], markup=False)
+    show_life(life)
 
 
 def _fetch(request_id: str, url: str, headers: dict[str, str]) -> dict[str, Any]:
@@ -88,42 +68,3 @@ def _fetch(request_id: str, url: str, headers: dict[str, str]) -> dict[str, Any]
     if not isinstance(error_body, dict):
         error_body = {"message": f"{url} answers with status {response.status_code}"}
     raise RefusedError(str(error_body.get("message")), code=str(error_body.get("code", "refused")))
-
-
-def _bar(life: dict[str, Any], num_cells: int) -> Text:
-    """Draw a life to scale; a cell shows what went on in its middle."""
-    intervals = iter(life["intervals"])
-    interval = next(intervals)
-    bar = Text()
-    for cell in range(num_cells):
-        middle_s = (cell + 0.5) / num_cells * life["latency_s"]
-        while middle_s > interval["end_s"]:
-            interval = next(intervals, interval | {"end_s": middle_s})
-        bar.append(*_LOOKS.get(interval["kind"], _UNKNOWN))
-    return bar
-
-
-def _table(life: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "kind"):
-        table.add_column(name)
-    for name in ("at", "for", "share"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("cause", overflow="fold")
-    table.add_column("detail", overflow="fold")
-    for interval in life["intervals"]:
-        glyph, colour = _LOOKS.get(interval["kind"], _UNKNOWN)
-        table.add_row(
-            Text(glyph, colour),
-            Text(interval["kind"], colour),
-            _words(interval["start_s"]),
-            _words(interval["duration_s"]),
-            f"{interval['duration_s'] / life['latency_s']:.0%}",
-            Text(interval["cause"]),
-            Text(interval["detail"]),
-        )
-    return table
-
-
-def _words(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"

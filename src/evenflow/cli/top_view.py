@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evenflow.core.wording import printable
+
 State = dict[str, Any]
 
 BAR_WIDTH = 40
@@ -154,7 +156,7 @@ def _table(first: str, *others: str) -> Table:
 
 def _plain(text: str) -> Text:
     """Return what others chose as it is: no markup, no control characters."""
-    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+    return Text(printable(text))
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -22,8 +22,8 @@ class MonotonicClock:
         return time.monotonic()
 
 
-class ManualClock:
-    """A clock that stands still until it is told to move; for tests and replays."""
+class VirtualClock:
+    """A clock that stands still until it is told to move; for simulation and tests."""
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now_s = start_s
@@ -37,3 +37,7 @@ class ManualClock:
         if seconds < 0:
             raise ValueError(f"a clock cannot go back by {-seconds} s")
         self._now_s += seconds
+
+    def advance_to(self, now_s: float) -> None:
+        """Move forward to `now_s`; nothing happens if that is past."""
+        self._now_s = max(self._now_s, now_s)

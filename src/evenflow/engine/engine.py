@@ -118,6 +118,11 @@ class Engine:
         self.scheduler.resume(self._clock.now_s())
 
     @property
+    def next_expiry_s(self) -> float:
+        """No deadline passes and no pin ends before this; infinite if there are none."""
+        return min(self._next_deadline_s, self.sessions.next_expiry_s)
+
+    @property
     def live_requests(self) -> Iterable[Request]:
         """Completions that have not ended."""
         return self.scheduler.requests.values()
@@ -126,7 +131,7 @@ class Engine:
         """Run one step and return what it added to each completion."""
         clock = self._clock.now_s
         started_s = clock()
-        if started_s >= self._next_deadline_s or started_s >= self.sessions.next_expiry_s:
+        if started_s >= self.next_expiry_s:
             self.expire(started_s)
         plan = self.scheduler.schedule(started_s)
         scheduled_s = clock()
@@ -159,6 +164,7 @@ class Engine:
         slo: Slo | None = None,
         deadline_s: float | None = None,
         session_id: str | None = None,
+        arrival_s: float | None = None,
     ) -> None:
         """Queue a request. Completions 2..n share the KV of the first one's prompt.
 
@@ -175,6 +181,7 @@ class Engine:
             deadline_s: when to end it, done or not, on the engine's clock.
             session_id: the tenant's session whose next turn this is. Of several completions the
                 first one is kept.
+            arrival_s: when it came, on the engine's clock, if that was before now.
 
         Raises:
             InvalidRequestError: a value is out of range, with its name.
@@ -191,7 +198,7 @@ class Engine:
         _check_deadline(deadline_s)
         if session_id is not None:
             self._session_of[ids[0]] = self.sessions.get(tenant_id, session_id)
-        arrival_s = self._clock.now_s()
+        now_s = self._clock.now_s()
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self.limits.eos_token_ids
@@ -208,7 +215,7 @@ class Engine:
                 list(prompt_token_ids),
                 params,
                 max_num_tokens=max_num_tokens,
-                arrival_s=arrival_s,
+                arrival_s=now_s if arrival_s is None else arrival_s,
                 sequence_number=self._num_added,
                 priority=priority,
                 tenant_id=tenant_id,
@@ -222,7 +229,7 @@ class Engine:
             )
             if index and params.seed is not None:
                 request.seed = derive_seed(params.seed, index)
-            self._queue(request_id, index, request)
+            self._queue(request_id, index, request, now_s)
 
     def abort(self, request_id: str, cause: str = "aborted by the caller") -> bool:
         """End a request and all its completions, and free what they hold at once.
@@ -278,8 +285,8 @@ class Engine:
             num_computed_tokens=request.num_computed_tokens,
         )
 
-    def _queue(self, user_id: str, index: int, request: Request) -> None:
-        self.scheduler.add(request, request.arrival_s)
+    def _queue(self, user_id: str, index: int, request: Request, now_s: float) -> None:
+        self.scheduler.add(request, now_s)
         self._num_added += 1
         if request.deadline_s is not None:
             self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)

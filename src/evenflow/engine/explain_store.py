@@ -7,20 +7,30 @@ Does not know: who may ask; completions that still live.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from evenflow.core.events import RequestEvent
-from evenflow.core.ids import TenantId
 from evenflow.engine.engine import completion_id
 from evenflow.engine.explain import Explanation, explain
-from evenflow.engine.outputs import Delta
+from evenflow.engine.outputs import Delta, RequestMetrics
 
 
 @dataclass(slots=True, frozen=True)
-class _Ended:
-    tenant_id: TenantId
+class EndedCompletion:
+    """How one completion went.
+
+    Attributes:
+        id: the completion's own.
+        finish_reason: why it ended.
+        metrics: when things happened to it.
+        events: its turning points.
+    """
+
+    id: str
     finish_reason: str
-    arrival_s: float
+    metrics: RequestMetrics
     events: tuple[RequestEvent, ...]
 
 
@@ -33,7 +43,7 @@ class ExplainStore:
 
     def __init__(self, max_requests: int = 10_000) -> None:
         self._max_requests = max_requests
-        self._ended: OrderedDict[str, _Ended] = OrderedDict()
+        self._ended: OrderedDict[str, EndedCompletion] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._ended)
@@ -43,10 +53,9 @@ class ExplainStore:
         if delta.finish_reason is None or delta.metrics is None:
             return
         own_id = completion_id(delta.request_id, delta.index)
-        metrics = delta.metrics
         self._ended.pop(own_id, None)
-        self._ended[own_id] = _Ended(
-            metrics.tenant_id, delta.finish_reason, metrics.arrival_s, delta.events
+        self._ended[own_id] = EndedCompletion(
+            own_id, delta.finish_reason, delta.metrics, delta.events
         )
         if len(self._ended) > self._max_requests:
             self._ended.popitem(last=False)
@@ -59,7 +68,11 @@ class ExplainStore:
         return explain(
             ended.events,
             request_id=request_id,
-            tenant_id=ended.tenant_id,
+            tenant_id=ended.metrics.tenant_id,
             status=ended.finish_reason,
-            arrival_s=ended.arrival_s,
+            arrival_s=ended.metrics.arrival_s,
         )
+
+    def newest(self, limit: int) -> Iterator[EndedCompletion]:
+        """Return the last `limit` completions that ended, the newest first."""
+        return islice(reversed(self._ended.values()), limit)

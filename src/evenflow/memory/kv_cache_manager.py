@@ -268,6 +268,10 @@ class KVCacheManager:
         self._prefixes.register(request, start, full)
         self._next_full[request_id] = self._next_full_after(stop)
 
+    def next_full(self, request_id: RequestId) -> int:
+        """Return with how many computed tokens `commit` will next have something to register."""
+        return self._next_full[request_id]
+
     def free(self, request_id: RequestId) -> None:
         """Let go of all there is of a request, be it only the memory of having looked.
 

@@ -46,6 +46,9 @@ class Scheduler:
         running: those that hold memory and compute, in rank order.
         waiting: those that could start.
         seats: how many of each tenant run.
+        plan: what was planned last.
+        lacking: why nobody who waits could be started when that was planned; None if nobody
+            waits, or things have changed since.
         before_free: called with each request that has ended, just before what it holds is freed,
             and with the time.
         service: what each tenant was given so far.
@@ -70,6 +73,8 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting = WaitingQueue(policy)
         self.seats = TenantSeats(TenantDirectory() if directory is None else directory)
+        self.plan = NO_WORK
+        self.lacking: WaitReason | None = None
         self.before_free: Callable[[Request, float], None] | None = None
         self.service = ServiceLedger()
         self.num_preemptions = 0
@@ -125,9 +130,11 @@ class Scheduler:
             IntegrityError: the policy composed a step that cannot be.
         """
         if self._waits.is_paused:
+            self.plan = NO_WORK
             return NO_WORK
         self._started = []
         self._rank_running(now_s)
+        self.lacking = None
         num_preempted = self._grow_residents(now_s)
         if not num_preempted and self._admit_waiting(now_s):
             self._rank_running(now_s)
@@ -139,9 +146,9 @@ class Scheduler:
             requests = [r for r, count in zip(requests, counts, strict=True) if count]
             counts = [count for count in counts if count]
         table = self.kv.table
-        return StepPlan(
-            requests, counts, [table(r.request_id) for r in requests], copies, self._started
-        )
+        tables = [table(r.request_id) for r in requests]
+        self.plan = StepPlan(requests, counts, tables, copies, self._started)
+        return self.plan
 
     def update(self, plan: StepPlan, token_ids: Sequence[int], now_s: float) -> None:
         """Take in a step: advance everybody, append sampled tokens, finish who is done."""
@@ -175,6 +182,7 @@ class Scheduler:
 
     def finish(self, request: Request, status: RequestStatus, now_s: float, cause: str) -> None:
         """End a request and free all it holds at once."""
+        self.lacking = None
         if request.status is RequestStatus.RUNNING:
             self._stop_running(request)
         else:
@@ -321,6 +329,7 @@ class Scheduler:
             elif self.running or not self._take_back_prompt():
                 lacking = WaitReason.MEMORY
         self._waits.stand_still(lacking, now_s)
+        self.lacking = lacking or (WaitReason.TENANT_LIMIT if self.waiting else None)
         for tenant_id in self.seats.full:
             if (request := self.waiting.first_of(tenant_id)) is not None:
                 self._hold_back(request, now_s)
@@ -409,6 +418,7 @@ class Scheduler:
 
     def _queue(self, request: Request, now_s: float) -> None:
         """Put a request that never ran into the waiting queue."""
+        self.lacking = None
         self._waits.enter(request, len(self.waiting), now_s)
         self.waiting.push(request, now_s)
         if request.tenant_id in self.seats.full:

@@ -5,14 +5,16 @@ Every number is read from the instruments behind `/metrics`, so the two cannot d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
+from evenflow.engine.explain_store import EndedCompletion
 from evenflow.engine.process.messages import Snapshot
 from evenflow.server.metrics import ServerMetrics
 from evenflow.server.windows import LatencyWindow, RateWindow
 
 MAX_LIVE_REQUESTS = 200
+MAX_ENDED_REQUESTS = 40
 
 
 def live_state(
@@ -24,6 +26,7 @@ def live_state(
     is_draining: bool,
     block_size: int,
     live: Sequence[Mapping[str, object]],
+    ended: Iterable[EndedCompletion],
 ) -> dict[str, object]:
     """Build the object.
 
@@ -35,6 +38,7 @@ def live_state(
         is_draining: whether new requests are refused.
         block_size: tokens per KV block.
         live: unfinished requests, as the engine lists them; the first ones are passed on.
+        ended: the last requests that ended, the newest first.
     """
     counts, snapshot = metrics.counts, metrics.snapshot
     return {
@@ -62,6 +66,7 @@ def live_state(
         "step_ms": _step_ms(snapshot),
         "preemptions": int(counts.memory.preemptions.total),
         "live": list(live[:MAX_LIVE_REQUESTS]),
+        "ended": [_ended(completion) for completion in ended],
     }
 
 
@@ -77,6 +82,19 @@ def _requests(metrics: ServerMetrics) -> dict[str, int]:
         "failed": failed,
         "aborted": aborted,
         "rejected": int(counts.requests.rejected.total),
+    }
+
+
+def _ended(completion: EndedCompletion) -> dict[str, object]:
+    metrics = completion.metrics
+    return {
+        "id": completion.id,
+        "tenant": metrics.tenant_id,
+        "status": completion.finish_reason,
+        "num_prompt_tokens": metrics.num_prompt_tokens,
+        "num_output_tokens": metrics.num_output_tokens,
+        "num_preemptions": metrics.num_preemptions,
+        "e2e_s": metrics.finished_s - metrics.arrival_s,
     }
 
 

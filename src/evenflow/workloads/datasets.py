@@ -9,43 +9,22 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from evenflow.core.errors import InvalidRequestError
+from evenflow.workloads.distributions import Lengths, LogNormal
 from evenflow.workloads.request import Segment, WorkloadRequest
 from evenflow.workloads.text import TokenCounter
 from evenflow.workloads.traces import numbered_rows
-
-
-class LogNormal(NamedTuple):
-    """A log-normal distribution of lengths, cut off at both ends.
-
-    Attributes:
-        median: exp(mu).
-        sigma: standard deviation of the logarithm.
-        low: shorter lengths become this.
-        high: longer lengths become this.
-    """
-
-    median: float
-    sigma: float
-    low: int
-    high: int
-
-    def draw(self, num: int, rng: np.random.Generator) -> list[int]:
-        """Draw `num` lengths."""
-        lengths = rng.lognormal(np.log(self.median), self.sigma, num)
-        return [int(n) for n in np.clip(np.rint(lengths), self.low, self.high)]
-
 
 # Mean and deviation of the logarithms of the ShareGPT lengths published with NanoFlow
 # (efeslab/Nanoflow, datasets/traces/sharegpt.csv, Llama-2 tokens), after the usual filter: both
 # parts at least 4 tokens, the prompt at most 1,024, together at most 2,048. The two are nearly
 # independent there (correlation of the logarithms 0.10), so they are drawn apart.
-SHAREGPT_PROMPT = LogNormal(median=42.0, sigma=1.31, low=4, high=1024)
-SHAREGPT_OUTPUT = LogNormal(median=229.0, sigma=1.00, low=4, high=1024)
+SHAREGPT_PROMPT = Lengths(LogNormal(median=42.0, sigma=1.31), low=4, high=1024)
+SHAREGPT_OUTPUT = Lengths(LogNormal(median=229.0, sigma=1.00), low=4, high=1024)
 _SHAREGPT_MAX_TOTAL_TOKENS = 2048
 
 
@@ -108,8 +87,8 @@ def lognormal_requests(
     num: int,
     rng: np.random.Generator,
     *,
-    prompt: LogNormal = SHAREGPT_PROMPT,
-    output: LogNormal = SHAREGPT_OUTPUT,
+    prompt: Lengths = SHAREGPT_PROMPT,
+    output: Lengths = SHAREGPT_OUTPUT,
     output_len: int | None = None,
 ) -> list[WorkloadRequest]:
     """Return prompts and answers of log-normal lengths, by default those of ShareGPT.
@@ -213,6 +192,7 @@ def as_sessions(
         replace(
             request,
             session=f"session {index // num_turns}",
+            turn=index % num_turns,
             continues=index % num_turns > 0,
             think_time_s=think_time_s if index % num_turns else 0.0,
         )

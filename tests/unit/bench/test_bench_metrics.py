@@ -2,9 +2,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from evenflow.bench.metrics import concurrency, failures, summarize, tokens_per_second
+from evenflow.bench.metrics import (
+    Completed,
+    concurrency,
+    failures,
+    figures,
+    summarize,
+    tokens_per_second,
+)
 from evenflow.bench.tenants import by_tenant
 from evenflow.workloads.client import Failure, RequestRecord
 from support.load_records import record
@@ -95,9 +103,47 @@ def test_tokens_are_counted_by_second_from_the_first_sending() -> None:
 
 
 def test_concurrency_does_not_overlap_requests_that_follow_each_other() -> None:
-    records = [record(0.0, 1.0), record(1.0, 3.0), record(2.0, 3.0)]
-    assert max(num for _, num in concurrency(records)) == 2
-    assert concurrency(records)[-1] == (3.0, 0)
+    times, counts = concurrency(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 3.0]))
+    assert counts.max() == 2
+    assert (times[-1], counts[-1]) == (3.0, 0)
+
+
+def columns(gaps: list[float], counts: list[int]) -> Completed:
+    """Return two requests, with the gaps between tokens given."""
+    return Completed(
+        start_s=np.array([0.0, 1.0]),
+        first_s=np.array([1.0, 1.5]),
+        end_s=np.array([3.0, 2.0]),
+        queue_s=np.zeros(2),
+        num_prompt_tokens=np.array([5, 7]),
+        num_output_tokens=np.array([3, 1]),
+        gap_s=np.array(gaps),
+        gap_counts=np.array(counts),
+    )
+
+
+def test_gaps_count_as_often_as_they_were_seen() -> None:
+    gaps, counts = [0.3, 0.1, 0.2], [1, 5, 4]
+    summary = figures(
+        columns(gaps, counts),
+        num_failed=1,
+        duration_s=3.0,
+        tokens_by_second=np.array([1.0, 3.0]),
+        percentiles=(12.5, 95.0, 100.0),
+        goodput={},
+    )
+    each = np.repeat(gaps, counts) * 1e3
+    assert summary["mean_itl_ms"] == pytest.approx(each.mean())
+    assert summary["std_itl_ms"] == pytest.approx(each.std())
+    for key, percentile in (("median", 50), ("p12.5", 12.5), ("p95", 95), ("p100", 100)):
+        assert summary[f"{key}_itl_ms"] == pytest.approx(np.percentile(each, percentile))
+
+
+def test_requests_meet_an_objective_up_to_its_limit_and_one_token_meets_every_tpot() -> None:
+    done = columns([], [])
+    assert done.meets("ttft", 500).tolist() == [False, True]
+    assert done.meets("tpot", 999).tolist() == [False, True]
+    assert done.meets_all({"ttft": 1000, "tpot": 1000}).tolist() == [True, True]
 
 
 def test_failures_are_grouped_by_kind_with_the_first_message() -> None:

@@ -45,6 +45,7 @@ def a_state() -> dict[str, Any]:
         is_draining=True,
         block_size=16,
         live=[REQUEST],
+        ended=[],
     )
 
 

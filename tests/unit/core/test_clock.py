@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from evenflow.core.clock import ManualClock, MonotonicClock
+from evenflow.core.clock import VirtualClock, MonotonicClock
 
 
 def test_manual_clock_stands_still_until_it_is_moved() -> None:
-    clock = ManualClock(5.0)
+    clock = VirtualClock(5.0)
     assert (clock.now_s(), clock.now_s()) == (5.0, 5.0)
     clock.advance(0.25)
     clock.advance(0.0)
@@ -14,7 +14,7 @@ def test_manual_clock_stands_still_until_it_is_moved() -> None:
 
 
 def test_manual_clock_refuses_to_go_back() -> None:
-    clock = ManualClock()
+    clock = VirtualClock()
     with pytest.raises(ValueError, match="go back by 1 s"):
         clock.advance(-1)
     assert clock.now_s() == 0.0

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.errors import InvalidRequestError
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.slo import Slo
@@ -14,11 +14,11 @@ PARAMS = SamplingParams(max_tokens=50)
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(100.0)
+def clock() -> VirtualClock:
+    return VirtualClock(100.0)
 
 
-def test_step_ends_a_running_request_at_its_deadline(clock: ManualClock) -> None:
+def test_step_ends_a_running_request_at_its_deadline(clock: VirtualClock) -> None:
     engine, executor = make_engine(clock=clock, enable_prefix_caching=False)
     engine.add_request("a", [1, 2, 3], PARAMS, deadline_s=102.0)
     for _ in range(2):
@@ -34,7 +34,7 @@ def test_step_ends_a_running_request_at_its_deadline(clock: ManualClock) -> None
     assert not engine.has_work
 
 
-def test_step_ends_requests_that_wait_or_share_a_prompt(clock: ManualClock) -> None:
+def test_step_ends_requests_that_wait_or_share_a_prompt(clock: VirtualClock) -> None:
     engine, _ = make_engine(clock=clock, max_num_seqs=1, max_num_batched_tokens=8)
     engine.add_request("runs", list(range(40)), SamplingParams(max_tokens=9, n=2), deadline_s=101.0)
     engine.add_request("waits", [1], PARAMS, deadline_s=101.0)
@@ -47,7 +47,7 @@ def test_step_ends_requests_that_wait_or_share_a_prompt(clock: ManualClock) -> N
     assert not engine.has_work
 
 
-def test_step_leaves_requests_alone_that_have_time(clock: ManualClock) -> None:
+def test_step_leaves_requests_alone_that_have_time(clock: VirtualClock) -> None:
     engine, _ = make_engine(clock=clock)
     for name, deadline_s in (("never", None), ("soon", 101.0), ("later", 103.0)):
         engine.add_request(name, [1, 2], PARAMS, deadline_s=deadline_s)
@@ -61,7 +61,7 @@ def test_step_leaves_requests_alone_that_have_time(clock: ManualClock) -> None:
 
 
 def test_step_honours_a_deadline_after_earlier_requests_ended_by_themselves(
-    clock: ManualClock,
+    clock: VirtualClock,
 ) -> None:
     engine, _ = make_engine(clock=clock)
     engine.add_request("short", [1], SamplingParams(max_tokens=1), deadline_s=101.0)
@@ -72,7 +72,7 @@ def test_step_honours_a_deadline_after_earlier_requests_ended_by_themselves(
     assert [delta.finish_reason for delta in engine.step()] == ["timeout"]
 
 
-def test_step_ends_late_requests_while_the_engine_is_paused(clock: ManualClock) -> None:
+def test_step_ends_late_requests_while_the_engine_is_paused(clock: VirtualClock) -> None:
     engine, _ = make_engine(clock=clock)
     engine.add_request("a", [1], PARAMS, deadline_s=101.0)
     engine.pause()
@@ -81,7 +81,7 @@ def test_step_ends_late_requests_while_the_engine_is_paused(clock: ManualClock) 
     assert [delta.finish_reason for delta in engine.step()] == ["timeout"]
 
 
-def test_expire_ends_late_requests_without_a_step(clock: ManualClock) -> None:
+def test_expire_ends_late_requests_without_a_step(clock: VirtualClock) -> None:
     engine, executor = make_engine(clock=clock)
     engine.add_request("a", [1], PARAMS, deadline_s=101.0)
     engine.expire(100.9)
@@ -93,7 +93,7 @@ def test_expire_ends_late_requests_without_a_step(clock: ManualClock) -> None:
     assert executor.steps == []
 
 
-def test_add_request_takes_a_deadline_that_has_passed(clock: ManualClock) -> None:
+def test_add_request_takes_a_deadline_that_has_passed(clock: VirtualClock) -> None:
     engine, executor = make_engine(clock=clock)
     engine.add_request("a", [1], PARAMS, deadline_s=99.0)
     assert [delta.finish_reason for delta in engine.step()] == ["timeout"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.events import NUM_DETAILED_EVENTS, EventKind, RequestEvent, WaitReason
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.status import RequestStatus
@@ -240,7 +240,7 @@ def test_explain_blames_memory_when_preemptions_cost_the_most() -> None:
 class SlowExecutor(RecordingExecutor):
     """A step takes a second."""
 
-    def __init__(self, clock: ManualClock) -> None:
+    def __init__(self, clock: VirtualClock) -> None:
         super().__init__()
         self.clock = clock
 
@@ -250,7 +250,7 @@ class SlowExecutor(RecordingExecutor):
 
 
 def slow_engine(**options) -> Engine:
-    clock = ManualClock()
+    clock = VirtualClock()
     engine, _ = make_engine(clock=clock, **options)
     engine._executor = SlowExecutor(clock)
     return engine

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.errors import (
     DuplicateSessionError,
     InvalidRequestError,
@@ -118,7 +118,7 @@ def test_engine_leaves_the_pin_alone_when_a_request_is_aborted() -> None:
 
 
 def test_engine_lets_go_when_the_time_to_live_is_over_even_without_work() -> None:
-    clock = ManualClock()
+    clock = VirtualClock()
     engine, _ = make_engine(clock=clock)
     session = engine.sessions.open("default", 5.0)
     turn(engine, "r", [*range(10)], session_id=session.session_id)
@@ -135,7 +135,7 @@ def test_engine_lets_go_when_the_time_to_live_is_over_even_without_work() -> Non
 
 
 def test_step_lets_go_of_pins_in_time_while_others_run() -> None:
-    clock = ManualClock()
+    clock = VirtualClock()
     engine, _ = make_engine(clock=clock)
     for name, ttl_s, start in (("long", 9.0, 0), ("short", 2.0, 100), ("longer", 12.0, 200)):
         engine.sessions.open("default", ttl_s, name)

@@ -84,7 +84,7 @@ def test_handover_is_the_time_between_steps_while_work_waits() -> None:
             started_s = clock.now_s()
             engine.step()
             taker.note_step(started_s, clock.now_s())
-            clock.advance(pause_s)  # type: ignore[attr-defined]  # a ManualClock
+            clock.advance(pause_s)  # type: ignore[attr-defined]  # a VirtualClock
     # What passes between the last step of `a` and the first one of `b` is idleness.
     assert [sample.handover_s for sample in taker.take().steps] == [0, 0.5, 0, 0.25]
 

@@ -54,6 +54,19 @@ def gated_gelu(ops: Ops, n: int, dim: int) -> torch.Tensor:
     return ops.gated(10 * rows(2 * dim)[:n], "gelu_tanh")
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "num_padded_rows"), [(1, 2), (2, 2), (32, 32), (33, 34), (129, 136), (2048, 2048)]
+)
+def test_linear_sends_few_numbers_of_rows(num_rows: int, num_padded_rows: int) -> None:
+    assert cpu_ops._padded_rows(num_rows) == num_padded_rows
+
+
+def test_linear_pads_by_a_sixteenth_at_most() -> None:
+    counts = [cpu_ops._padded_rows(n) for n in range(2, 4097)]
+    assert all(n <= padded <= n * 17 / 16 for n, padded in enumerate(counts, 2))
+    assert len(set(counts)) == 31 + 7 * 16
+
+
 OPERATIONS = [
     linear,
     rms_norm,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers_twins import Twin, twin
 
-from evenflow.core.clock import ManualClock
+from evenflow.core.clock import VirtualClock
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine
@@ -42,7 +42,7 @@ def make_engine(
         build_model(spec, model.weights, CpuOps()), CpuPagedAttention(store), store
     )
     limits = ModelLimits(64, spec.vocab_size, hidden_size=spec.hidden_size)
-    return Engine(scheduler, runner, ManualClock(), limits)
+    return Engine(scheduler, runner, VirtualClock(), limits)
 
 
 def prompts(count: int) -> list[list[int]]:

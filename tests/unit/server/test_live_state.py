@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 
+from evenflow.engine.explain_store import EndedCompletion
+from evenflow.engine.outputs import RequestMetrics
 from evenflow.server.live_state import MAX_LIVE_REQUESTS, live_state
 from evenflow.server.metrics import ServerMetrics
 from support.metrics_traffic import Traffic, ended_completion
@@ -15,7 +18,12 @@ def new_metrics() -> ServerMetrics:
     return ServerMetrics(started_s=100.0, version="1.0", config={})
 
 
-def state_of(metrics: ServerMetrics, now_s: float, num_live: int = 0) -> dict[str, object]:
+def state_of(
+    metrics: ServerMetrics,
+    now_s: float,
+    num_live: int = 0,
+    ended: Sequence[EndedCompletion] = (),
+) -> dict[str, object]:
     return live_state(
         metrics,
         now_s=now_s,
@@ -24,6 +32,7 @@ def state_of(metrics: ServerMetrics, now_s: float, num_live: int = 0) -> dict[st
         is_draining=False,
         block_size=16,
         live=[{"id": str(number)} for number in range(num_live)],
+        ended=ended,
     )
 
 
@@ -93,3 +102,28 @@ def test_live_state_names_a_tenant_when_it_was_only_rejected() -> None:
 def test_live_state_passes_on_the_first_requests_when_there_are_many() -> None:
     live = state_of(new_metrics(), 101.0, num_live=MAX_LIVE_REQUESTS + 50)["live"]
     assert [request["id"] for request in live] == [str(n) for n in range(MAX_LIVE_REQUESTS)]
+
+
+def test_live_state_tells_how_requests_ended() -> None:
+    metrics = RequestMetrics(
+        arrival_s=100.0,
+        first_token_s=100.5,
+        finished_s=102.0,
+        num_output_tokens=7,
+        num_cached_tokens=0,
+        num_preemptions=1,
+        num_prompt_tokens=30,
+        tenant_id="blue",
+    )
+    ended = EndedCompletion("cmpl-1", "stop", metrics, ())
+    assert state_of(new_metrics(), 103.0, ended=[ended])["ended"] == [
+        {
+            "id": "cmpl-1",
+            "tenant": "blue",
+            "status": "stop",
+            "num_prompt_tokens": 30,
+            "num_output_tokens": 7,
+            "num_preemptions": 1,
+            "e2e_s": 2.0,
+        }
+    ]

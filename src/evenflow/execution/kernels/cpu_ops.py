@@ -13,6 +13,7 @@ from evenflow.execution.ops import Activation, Linear
 
 _SERIAL_BELOW = 16_384  # floats; under this much work, waking threads costs more than it gains
 _FALLBACK_ROWS = 16
+_ROW_STEPS = 32
 _ACTIVATIONS = {"silu": row_kernels.SILU, "gelu_tanh": row_kernels.GELU_TANH}
 
 
@@ -114,17 +115,29 @@ def _onednn_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
 
     Its rows have the same bits for every number of rows but one: with AVX-512, a single long row
     (1,536 entries, not 576) is summed in another order. So one row is sent as two, and the first
-    is kept.
+    is kept. For each number of rows the library makes a kernel, which takes a millisecond and
+    keeps more than half a megabyte for good, so only some numbers are ever sent.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)  # noqa: SLF001
     multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
 
     def apply(x: torch.Tensor) -> torch.Tensor:
-        if x.shape[0] == 1:
-            return multiply(x.expand(2, -1).contiguous(), packed, bias, "none", [], "")[:1]  # type: ignore[no-any-return]
-        return multiply(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+        num_rows = x.shape[0]
+        num_padded_rows = _padded_rows(num_rows)
+        if num_padded_rows > num_rows:
+            padded = torch.empty((num_padded_rows, x.shape[1]))
+            padded[:num_rows] = x
+            padded[num_rows:].zero_()
+            x = padded
+        return multiply(x, packed, bias, "none", [], "")[:num_rows]  # type: ignore[no-any-return]
 
     return apply
+
+
+def _padded_rows(num_rows: int) -> int:
+    """Round up to 2, 3, ... 32, then to one of 16 numbers between successive powers of two."""
+    step = max(1, (1 << (num_rows - 1).bit_length()) // _ROW_STEPS)
+    return max(2, -(-num_rows // step) * step)
 
 
 def _chunked_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:

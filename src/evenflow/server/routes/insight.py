@@ -14,7 +14,7 @@ from evenflow.core.errors import EvenflowError
 from evenflow.server.endpoint import Shared
 from evenflow.server.errors import NotFoundError
 from evenflow.server.http import EventStream, JSONBytes, event
-from evenflow.server.live_state import MAX_LIVE_REQUESTS, live_state
+from evenflow.server.live_state import MAX_ENDED_REQUESTS, MAX_LIVE_REQUESTS, live_state
 from evenflow.server.metrics import CONTENT_TYPE
 from evenflow.server.serving import Serving
 
@@ -110,4 +110,5 @@ async def _state(serving: Serving) -> dict[str, object]:
         is_draining=serving.is_draining,
         block_size=model.info.block_size,
         live=live,
+        ended=serving.books.explains.newest(MAX_ENDED_REQUESTS),
     )

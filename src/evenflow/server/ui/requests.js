@@ -1,17 +1,16 @@
 /**
- * The table of live requests, and of those that ended while this page was open.
+ * The table of live requests, and under them of those that ended last.
  */
 
 import { byId, create, reconcile, setText, swatch } from "./dom.js";
 import { count, duration } from "./format.js";
 
-const KEPT_ENDED = 40;
 const USUAL_PREFIX = /^(chat)?cmpl-/; // says nothing where every row has it
-const ORDER = ["running", "waiting", "preempted", "ended"];
+const ORDER = ["running", "waiting", "preempted"];
 
 export class Requests {
-  /** @type {Map<string, object>} by id, as last seen */
-  #live = new Map();
+  /** @type {object[]} */
+  #live = [];
   /** @type {object[]} newest first */
   #ended = [];
 
@@ -29,20 +28,17 @@ export class Requests {
   }
 
   update(state) {
-    const live = new Map(state.live.map((request) => [request.id, request]));
-    const gone = [...this.#live.values()].filter((request) => !live.has(request.id));
-    const ended = gone.map((request) => ({ ...request, status: "ended", waiting_for: null }));
-    this.#ended = [...ended, ...this.#ended].slice(0, KEPT_ENDED);
-    this.#live = live;
+    const ended = new Set(state.ended.map(({ id }) => id)); // one may end between the two lists
+    this.#live = state.live.filter(({ id }) => !ended.has(id)).sort(byStatusThenAge);
+    this.#ended = state.ended;
     this.#show();
   }
 
   #show() {
-    const all = [...[...this.#live.values()].sort(byStatusThenAge), ...this.#ended];
-    const shown = all.filter(({ tenant, id }) => this.focus.includes(tenant, id));
+    const shown = [...this.#live, ...this.#ended].filter(({ tenant, id }) => this.focus.includes(tenant, id));
     const build = (request) => this.#buildRow(request);
     reconcile(this.rows, shown, ({ id }) => id, build, updateRow);
-    setText(byId("requests-count"), `${count(this.#live.size)} live`);
+    setText(byId("requests-count"), `${count(this.#live.length)} live`);
     byId("requests-empty").hidden = shown.length > 0;
   }
 
@@ -74,7 +70,7 @@ function updateRow(row, request) {
   setText(prompt, promptText(request));
   setText(output, count(request.num_output_tokens));
   setText(blocks, count(request.num_blocks));
-  setText(age, duration(request.age_s));
+  setText(age, duration(request.age_s ?? request.e2e_s));
   setText(waitingFor, request.waiting_for ?? "");
 }
 

@@ -272,7 +272,7 @@ def test_door_stands_where_no_stranger_comes_or_keys_are_asked_for(config: dict[
 
 
 @pytest.mark.parametrize("config", [{}, {"admin_api_key": ADMIN}, {"trust_proxy_headers": True}])
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "127.0.0.2", "example.org"])
 def test_door_does_not_stand_open_to_strangers(host: str, config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         make_door(host=host, **config)
@@ -302,6 +302,7 @@ def test_door_without_keys_takes_programs_and_its_own_page(headers: dict[str, st
         {"host": "evil.example"},
         {"host": "evil.example:8000"},
         {"host": "localhost.evil.example"},
+        {"host": "127.0.0.1.evil:80"},
         {"host": "localhost:8000", "origin": "http://evil.example"},
         {"host": "localhost:8000", "origin": "http://localhost:3000"},
         {"host": "localhost:8000", "origin": "null"},
@@ -314,7 +315,7 @@ def test_door_without_keys_refuses_pages_of_others(headers: dict[str, str]) -> N
     for ask in (door.identify, door.check_admin, door.check_observer):
         with pytest.raises(PermissionDeniedError):
             ask(request(**headers))
-    opened = make_door(allow_unauthenticated=True)
-    assert opened.identify(request(**headers)) is None
+    for opening in ("allow_unauthenticated", "trust_proxy_headers"):
+        assert make_door(**{opening: True}).identify(request(**headers)) is None
     with_keys = make_door(RING)
     assert with_keys.identify(request(**headers, x_api_key=BLUE.text)) is not None

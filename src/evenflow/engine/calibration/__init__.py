@@ -1,0 +1,1 @@
+"""Measures what steps of an engine take, and makes a cost profile of it."""
