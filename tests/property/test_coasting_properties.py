@@ -90,7 +90,7 @@ def serve(
     if options["block_size"] == 1:
         options["num_blocks"] += 80
     clock = VirtualClock()
-    directory = TenantDirectory([Tenant("green", limits=TenantLimits(max_num_running=2))])
+    directory = TenantDirectory([Tenant("green", limits=TenantLimits(max_running=2))])
     engine, _ = make_engine(clock=clock, directory=directory, **options)
     executor = SimulatedExecutor(Costs(), clock)
     engine._executor = executor

@@ -44,7 +44,7 @@ class MeasuredCollectives:
             )
         self._gpu = gpu
         self._curves = {
-            count: Curve(of, Range(f"all-reduce over {count} x {gpu}", "bytes"))
+            count: Curve(of.items(), Range(f"all-reduce over {count} x {gpu}", "bytes"))
             for count, of in points.items()
         }
 

@@ -44,13 +44,13 @@ def expert_curve(directory: Path, gpu: str, model: ModelShape, tp: int) -> Curve
         "distribution": ROUTING,
     }
     shape_columns = ("hidden_size", "inter_size", "topk", "num_experts")
-    points: defaultdict[ExpertShape, dict[float, float]] = defaultdict(dict)
+    points: defaultdict[ExpertShape, list[tuple[int, float]]] = defaultdict(list)
     if has_table(directory, table):
         for *shape, tokens, latency_ms in read_table(
             directory, table, (*shape_columns, "num_tokens", "latency_ms"), where
         ):
             hidden, width, visits, experts = map(int, shape)
-            points[hidden, width, visits, experts][int(tokens)] = float(latency_ms) * 1e-3
+            points[hidden, width, visits, experts].append((int(tokens), float(latency_ms) * 1e-3))
     if not points:
         raise ConfigError(
             f"no experts divided over {tp} devices were measured on {gpu}",

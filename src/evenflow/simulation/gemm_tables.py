@@ -38,10 +38,10 @@ class GemmTables:
 
     def __init__(self, directory: Path, gpu: str, dtype: str = "bfloat16") -> None:
         self._name = f"{dtype} products on {gpu}"
-        points: defaultdict[Shape, dict[float, float]] = defaultdict(dict)
+        points: defaultdict[Shape, list[tuple[int, float]]] = defaultdict(list)
         columns = ("n", "k", "m", "latency_ms")
         for n, k, m, latency_ms in read_table(directory, f"{gpu}_gemm", columns, {"dtype": dtype}):
-            points[int(n), int(k)][int(m)] = float(latency_ms) * 1e-3
+            points[int(n), int(k)].append((int(m), float(latency_ms) * 1e-3))
         if not points:
             raise ConfigError(
                 f"no {self._name} were measured",

@@ -55,7 +55,7 @@ class LayerAttention:
         self._history_range = Range(table, "tokens before a chunk")
         self._decode_ranges = Range(table, "decodes"), Range(table, "KV entries per decode")
         self._decode = Surface(
-            {(n, context): s for (chunk, _, n, context), s in points.items() if n and not chunk},
+            ((n, context, s) for (chunk, _, n, context), s in points.items() if n and not chunk),
             *self._decode_ranges,
         )
         self._added = [
@@ -153,7 +153,7 @@ class LayerAttention:
                 why="the powers of two must make a full grid",
                 fix="Measure that point",
             ) from None
-        return Surface(added, *self._decode_ranges)
+        return Surface(((*beside, s) for beside, s in added.items()), *self._decode_ranges)
 
 
 def _is_on_grid(value: int) -> bool:

@@ -60,7 +60,8 @@ def layer_table_names(directory: Path) -> set[tuple[str, str, str]]:
     """Return which (device, model, tensor parallelism) the folder has layer tables of."""
     if not has_table(directory, DENSE):
         return set()
-    return set(read_table(directory, DENSE, ("gpu", "model", "tp"), {}))  # type: ignore[arg-type]
+    rows = read_table(directory, DENSE, ("gpu", "model", "tp"), {})
+    return {(gpu, model, tp) for gpu, model, tp in rows}
 
 
 def load_layer_tables(directory: Path, gpu: str, model: str, tp: int = 1) -> LayerTables:
@@ -135,10 +136,10 @@ def layer_table_costs(
                 fix="Pass `collectives`",
             )
         row_bytes = model.hidden_size * model.dtype_bytes
-        sums = {
-            n: collectives.all_reduce_s(int(n) * row_bytes, tables.tp)
+        sums = [
+            (n, collectives.all_reduce_s(int(n) * row_bytes, tables.tp))
             for n in tables.layer.arguments
-        }
+        ]
         parts.append((2.0 * count, Curve(sums, tokens)))
     description = f"vLLM's layer times of {tables.name} (LLMServingSim), added up"
     if num_replicas > 1:
@@ -158,7 +159,7 @@ def layer_table_costs(
     if tables.experts is not None and model.moe is not None:
         # Devices that share a layer hold an equal part of its experts each.
         touched, tp = model.moe.expected_touched, tables.tp
-        one = {n: tables.experts(touched(int(n)) / tp, n / tp) for n in tables.layer.arguments}
+        one = [(n, tables.experts(touched(int(n)) / tp, n / tp)) for n in tables.layer.arguments]
         parts.append((float(count), Curve(one, tokens)))
     return TableCosts(
         weighted_sum(parts, tokens), tables.head, tables.attention, count, description
@@ -204,11 +205,11 @@ def _curves(
     directory: Path, table: str, quantity: str, where: dict[str, str], name: str
 ) -> dict[str, Curve]:
     """Return one curve per layer of a table."""
-    points: defaultdict[str, dict[float, float]] = defaultdict(dict)
+    points: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for layer, argument, time_us in read_table(
         directory, table, ("layer", quantity, "time_us"), where
     ):
-        points[layer][int(argument)] = float(time_us) * _MICROSECOND
+        points[layer].append((int(argument), float(time_us) * _MICROSECOND))
     if not points:
         there = ", ".join(f"{m} on {g} x {t}" for g, m, t in sorted(layer_table_names(directory)))
         raise ConfigError(
@@ -226,10 +227,10 @@ def _experts(directory: Path, where: dict[str, str], name: str) -> Surface | Non
     # Experts are spread over devices in other ways than layers: they were measured undivided.
     where = {**where, "tp": "1"}
     columns = ("activated_experts", "tokens", "time_us")
-    points = {
-        (float(touched), float(tokens)): float(time_us) * _MICROSECOND
+    points = [
+        (int(touched), int(tokens), float(time_us) * _MICROSECOND)
         for touched, tokens, time_us in read_table(directory, "vllm_layer_moe", columns, where)
-    }
+    ]
     if not points:
         return None
     table = f"experts of {name}"

@@ -91,7 +91,7 @@ def operator_table_costs(
     gemm.warn_of_scaled()
     name = f"{model.name} on {gpu}" + (f" x {tp}" if tp > 1 else "")
     return TableCosts(
-        Curve({n: body_s(n) for n in qkv.arguments}, Range(f"layers of {name}", "tokens")),
+        Curve([(n, body_s(n)) for n in qkv.arguments], Range(f"layers of {name}", "tokens")),
         logits,
         OperatorAttention(directory, gpu, (heads, kv_heads, model.head_dim)),
         model.num_layers,
@@ -178,18 +178,15 @@ class OperatorAttention:
         batch = Range(name, "requests")
         self._prompts = Surface(
             # Over the square of the length, in which the time is nearly a line.
-            {
-                (count, length**2): s
+            (
+                (count, length**2, s)
                 for count, length, s in self._read(directory, gpu, "context", "isl", where)
-            },
+            ),
             batch,
             Range(name, "pairs of tokens of a prompt"),
         )
         self._decode = Surface(
-            {
-                (count, length): s
-                for count, length, s in self._read(directory, gpu, "generation", "kv_len", where)
-            },
+            self._read(directory, gpu, "generation", "kv_len", where),
             batch,
             Range(name, "KV entries of a decode"),
         )

@@ -1,8 +1,9 @@
 """Workloads: traces in and out, generators of requests, and the client that sends them.
 
-Knows: what requests look like before they are sent, when they arrive, and how to send them to a
-    server that speaks OpenAI's API and time its answers.
-Does not know: the engine, statistics, terminals, files of results.
+Knows: what requests look like before they are sent, when they arrive, what recorded workloads are
+    like and how to make more of them, and how to send requests to a server that speaks OpenAI's
+    API and time its answers.
+Does not know: the engine, what became of requests, terminals, files of results.
 
 Invariants:
     Generators are pure: the same arguments and the same random generator give the same requests.

@@ -88,7 +88,8 @@ def test_trace_describe_says_that_there_are_no_times(tmp_path: Path) -> None:
 def test_trace_convert_writes_what_it_reads(tmp_path: Path) -> None:
     path = tmp_path / "azure.csv"
     path.write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,9,1\n2023-11-16 18:15:48,8,2\n"
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46,9,1\n2023-11-16 18:15:48,8,2\n"
     )
     output = tmp_path / "out.jsonl.gz"
     assert run("convert", path, output).exit_code == 0

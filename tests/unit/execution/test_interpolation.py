@@ -6,11 +6,12 @@ from evenflow.execution.costs.interpolation import Curve, Range, Surface, weight
 
 
 def curve(points: dict[float, float]) -> Curve:
-    return Curve(points, Range("a table", "tokens"))
+    return Curve(points.items(), Range("a table", "tokens"))
 
 
 def surface(points: dict[tuple[float, float], float]) -> Surface:
-    return Surface(points, Range("a table", "requests"), Range("a table", "KV entries"))
+    rows = ((*at, value) for at, value in points.items())
+    return Surface(rows, Range("a table", "requests"), Range("a table", "KV entries"))
 
 
 def test_curve_gives_what_was_measured_at_every_point() -> None:

@@ -247,11 +247,11 @@ def request(arrival_s: float, **fields) -> WorkloadRequest:
 def test_summary_counts_requests_sessions_and_tenants() -> None:
     requests = [
         request(0, tenant="a", session="s"),
-        request(1, tenant="a", session="s", turn=1, continues=True, think_time_s=2.0),
+        request(0, tenant="a", session="s", turn=1, continues=True, think_time_s=2.0),
         request(4, tenant="b", num_prompt_tokens=30),
         request(10, tenant="a"),
     ]
-    figures = summarize(requests, rng()).figures
+    figures = summarize(requests, rng(), service=ServiceTime(0.5, 0.05)).figures
     assert (figures["requests"], figures["sessions"], figures["tenants"]) == (4, 3, 2)
     assert figures["busiest_tenant_ratio"] == 0.75
     assert figures["turns"]["max"] == 2
@@ -260,15 +260,27 @@ def test_summary_counts_requests_sessions_and_tenants() -> None:
     assert figures["own_prompt_tokens"]["mean"] == 15
     assert figures["think_s"]["mean"] == 2.0
     assert (figures["span_s"], figures["rate"]) == (10, 0.4)
-    gaps = np.array([1, 3, 6])
+    gaps = np.array([3, 1, 6])
     assert figures["gap_cv"] == pytest.approx(gaps.std() / gaps.mean())
+
+
+def test_summary_lets_turns_come_when_the_one_before_is_answered() -> None:
+    requests = [
+        request(0, session="s", think_time_s=9.0),
+        request(0, session="s", turn=1, think_time_s=3.0),
+        request(2),
+        request(5, session="s", turn=2),
+        request(50, session="s", turn=3),
+    ]
+    summary = summarize(requests, rng(), window_s=1.0, service=ServiceTime(1.0, 0.1))
+    assert summary.windows.index.tolist() == [0, 2, 5, 7, 50]
 
 
 def test_summary_estimates_concurrency_from_lengths() -> None:
     requests = [request(0), request(1), request(2.5), request(9)]
     figures = summarize(requests, rng(), service=ServiceTime(1.0, 0.1)).figures
     assert figures["running_peak"] == 2
-    assert figures["running_mean"] == pytest.approx(4 * 2.1 / 9)
+    assert figures["running_mean"] == pytest.approx(4 * 2.0 / 9)
 
 
 def test_summary_finds_the_prefixes_that_a_cache_would() -> None:

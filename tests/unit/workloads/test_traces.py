@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,20 @@ def test_trace_leaves_the_old_file_alone_when_writing_fails(tmp_path: Path) -> N
         write_trace(path, broken())
     assert [file.name for file in tmp_path.iterdir()] == ["trace.jsonl"]
     assert path.read_text() == before
+
+
+def test_trace_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "burst.csv"
+    header = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Log Type"
+    with path.open("w") as file:
+        file.write(header + "\n")
+        for index in range(20_000):
+            file.write(f"{index},{index % 50},1,GPT-4,10,{index % 3},API log\n")
+    tracemalloc.start()
+    try:
+        num_requests = sum(1 for _ in iter_trace(path))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_requests == 13_333
+    assert peak_bytes < path.stat().st_size / 2

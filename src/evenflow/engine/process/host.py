@@ -46,7 +46,7 @@ _PENDING_S = 0.002
 """Longest sleep while a grammar is being compiled."""
 
 _COMMANDS_S = 0.0005
-_COMMANDS_RATIO = 0.02
+_COMMANDS_RATIO = 0.002
 """Time for commands between two steps, at least, and as a share of the last step: a flood of
 requests does not hold up those that run, and yet who aborts or asks in the middle of it is heard
 soon, however long steps are."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,14 @@ class Curve:
     """A measured function of one quantity.
 
     Args:
-        points: value by argument, at least one; arguments are positive.
+        points: (argument, value), at least one; arguments are positive and distinct.
         measured: complains about use beyond the last point.
     """
 
-    def __init__(self, points: Mapping[float, float], measured: Range) -> None:
-        self.arguments = sorted(points)
-        self._values = [points[argument] for argument in self.arguments]
+    def __init__(self, points: Iterable[tuple[float, float]], measured: Range) -> None:
+        ordered = sorted(points)
+        self.arguments = [argument for argument, _ in ordered]
+        self._values = [value for _, value in ordered]
         self._last = self.arguments[-1]
         self._measured = measured
         steps = zip(
@@ -84,17 +85,17 @@ class Surface:
     The curves need not have the same arguments: the longest contexts fit the smallest batches only.
 
     Args:
-        points: value by (row, column).
+        points: (row, column, value).
         rows: complains about use beyond the last row.
         columns: the same for the columns.
     """
 
     def __init__(
-        self, points: Mapping[tuple[float, float], float], rows: Range, columns: Range
+        self, points: Iterable[tuple[float, float, float]], rows: Range, columns: Range
     ) -> None:
-        by_row: defaultdict[float, dict[float, float]] = defaultdict(dict)
-        for (row, column), value in points.items():
-            by_row[row][column] = value
+        by_row: defaultdict[float, list[tuple[float, float]]] = defaultdict(list)
+        for row, column, value in points:
+            by_row[row].append((column, value))
         self.rows = sorted(by_row)
         self._curves = [Curve(by_row[row], columns) for row in self.rows]
         self._measured = rows
@@ -122,5 +123,5 @@ def weighted_sum(parts: Iterable[tuple[float, Curve]], measured: Range) -> Curve
     last = min(curve.arguments[-1] for _, curve in parts)
     arguments = {x for _, curve in parts for x in curve.arguments if x <= last}
     return Curve(
-        {x: sum(factor * curve(x) for factor, curve in parts) for x in arguments}, measured
+        ((x, sum(factor * curve(x) for factor, curve in parts)) for x in arguments), measured
     )

@@ -66,14 +66,14 @@ class _Observed:
 
     def add(self, request: WorkloadRequest) -> None:
         self.pairs.add((request.num_prompt_tokens, request.num_output_tokens))
-        known = request.tenant in self.tenants or len(self.tenants) < _MAX_TENANTS
-        self.tenants[request.tenant if known else "(others)"] += 1
         num_before = 0
         if request.session is not None:
             num_before = self.sessions.get(request.session) or 0
             self.sessions.set(request.session, num_before + 1)
         self.turns[num_before + 1] += 1
         if num_before == 0:
+            known = request.tenant in self.tenants or len(self.tenants) < _MAX_TENANTS
+            self.tenants[request.tenant if known else "(others)"] += 1
             self.arrivals.add(request.arrival_s)
             return
         self.turns[num_before] -= 1

@@ -48,7 +48,7 @@ class TrafficModel:
         pauses: (n, 2), a sample of pauses between turns, and of how much of each tools took, in s.
         think_s: fits to the pauses that are not 0, best first.
         tool_s: fits to the times of tool calls that are not 0, best first.
-        tenants: how many requests each has, those of the least busy under "(others)".
+        tenants: how many sessions each has, those of the least busy under "(others)".
     """
 
     windows: Windows

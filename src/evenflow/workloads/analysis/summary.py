@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -34,6 +34,10 @@ class ServiceTime(NamedTuple):
 
     first_s: float = 0.5
     per_token_s: float = 0.02
+
+    def answer_s(self, num_output_tokens: int) -> float:
+        """Return how long an answer takes."""
+        return self.first_s + self.per_token_s * (num_output_tokens - 1)
 
 
 @dataclass(slots=True, frozen=True)
@@ -68,17 +72,39 @@ def summarize(
         requests: in order of arrival.
         rng: chooses the samples that shapes are fitted to.
         window_s: length of the windows of burstiness.
-        service: from which concurrency follows.
+        service: from which concurrency follows, and when later turns of sessions come.
 
     Raises:
         InvalidRequestError: there are no requests.
     """
     gathered = _Gathered(window_s, WindowedArrivals(window_s, rng), service or ServiceTime())
-    for request in with_whole_prompts(gathered.noting(requests)):
+    whole = with_whole_prompts(gathered.noting(requests))
+    for request in _when_due(whole, gathered.service):
         gathered.add(request)
     if not gathered.num_requests:
         raise InvalidRequestError("the trace holds no requests", param="trace")
     return gathered.summary()
+
+
+def _when_due(
+    requests: Iterable[WorkloadRequest], service: ServiceTime
+) -> Iterator[WorkloadRequest]:
+    """Give turns of sessions the times at which they would come, and yield all in that order."""
+    held: list[tuple[float, int, WorkloadRequest]] = []
+    ends: Recent[str, float] = Recent()
+    for index, request in enumerate(requests):
+        # Nothing that is still to be read comes before this.
+        while held and held[0][0] <= request.arrival_s:
+            yield heappop(held)[2]
+        due_s = request.arrival_s
+        if request.session is not None:
+            last_end_s = ends.get(request.session)
+            if last_end_s is not None:
+                due_s = max(due_s, last_end_s + request.think_time_s)
+            ends.set(request.session, due_s + service.answer_s(request.num_output_tokens))
+        heappush(held, (due_s, index, replace(request, arrival_s=due_s)))
+    while held:
+        yield heappop(held)[2]
 
 
 class _BlockReuse:
@@ -178,7 +204,7 @@ class _Gathered:
         now_s = request.arrival_s
         while self.ends and self.ends[0] <= now_s:
             heappop(self.ends)
-        length_s = self.service.first_s + self.service.per_token_s * request.num_output_tokens
+        length_s = self.service.answer_s(request.num_output_tokens)
         heappush(self.ends, now_s + length_s)
         self.busy_s += length_s
         self.peak_running = max(self.peak_running, len(self.ends))
