@@ -36,7 +36,7 @@ def show(comparisons: dict[str, Comparison]) -> None:
 def main() -> None:
     """Simulate, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under 50 s; at present no less work")
+    parser.add_argument("--quick", action="store_true", help="no less work: it takes seconds")
     parser.add_argument("--profiles", type=Path, required=True, help="folder of measured tables")
     parser.add_argument("--plots", type=Path, help="folder to draw the curves into")
     args = parser.parse_args()

@@ -14,8 +14,13 @@ RTX PRO 6000, Llama-3.1-8B
 RTX PRO 6000, Qwen3-30B-A3B
     Two replicas on two devices that share their experts, 128 seats each, by the published record;
     in the series `running` stands at 256. They are simulated as one engine in lockstep. Their link
-    is in no table: LLMServingSim measured NCCL between two such cards (13 us and 15.9 GB/s,
-    2026-09-08), and that is used.
+    is in no table. LLMServingSim measured NCCL between two such cards twice: 13 us and 15.9 GB/s on
+    2026-09-08 (e08dc38, profiler/perf/RTXPRO6000/hardware.yaml), and 10 us and 30 GB/s later, after
+    a change to the host's settings. The earlier is used; the run is older than both. Waiting times
+    hang on that: with the later figures TPOT comes out 10 % and mean TTFT 46 % too short.
+
+The published records are bench/examples/*/*/vllm/meta.json of LLMServingSim at 5daddb2, and for the
+RTX 4090 bench/results/llama-3.1-8b-rtx4090/meta.json at da26736.
 
 `arrival_s` in the data is when the engine saw the request, so TTFT counts from there, and not from
 the client. vLLM admits a prompt if it fits as a whole and keeps nothing back for those who run;
@@ -43,10 +48,11 @@ from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.policies.fcfs import Fcfs
 from evenflow.scheduling.policy import AdmissionView
 from evenflow.scheduling.scheduler import Scheduler
+from evenflow.simulation.instance import SimulationSettings
 from evenflow.simulation.layer_tables import layer_table_costs, load_layer_tables
 from evenflow.simulation.result import SimulationResult
 from evenflow.simulation.shapes import LinkShape, load_device, load_model, num_kv_blocks
-from evenflow.simulation.simulator import SimulationSettings, simulate
+from evenflow.simulation.simulator import simulate
 from evenflow.workloads.request import WorkloadRequest
 
 Floats = npt.NDArray[np.float64]

@@ -70,7 +70,8 @@ def snapshot(engine: Engine) -> list[Any]:
         for request in map(_copy, scheduler.running)
     ]
     waiting = [request.request_id for request in scheduler.waiting]
-    return [running, waiting, kv.stats(), list(kv.block_map()), dict(scheduler.service.num_output_tokens)]
+    service = dict(scheduler.service.num_output_tokens)
+    return [running, waiting, kv.stats(), list(kv.block_map()), service]
 
 
 def _copy(request: Any) -> Any:

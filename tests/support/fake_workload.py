@@ -195,7 +195,7 @@ class FakeWorkload:
             "step_ms": {"schedule": 0.2, "execute": 24.0 * wobble, "update": 0.6, "emit": 0.3},
             "preemptions": self.counts["preemptions"],
             "live": [self._live(request) for request in self.live[:200]],
-            "ended": [self._ended(request) for request in islice(reversed(self.ended.values()), 40)],
+            "ended": [self._ended(r) for r in islice(reversed(self.ended.values()), 40)],
         }
 
     def _tenant(self, tenant: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from evenflow.bench.simulated.variant import Variant
 from evenflow.core.ids import DEFAULT_TENANT
 from evenflow.execution.costs import StepShape
 from evenflow.memory.kv_cache_manager import KVCacheManager
+from evenflow.simulation.instance import SimulationSettings
 from evenflow.simulation.result import SimulationResult
-from evenflow.simulation.simulator import SimulationSettings, simulate
+from evenflow.simulation.simulator import simulate
 from evenflow.workloads.request import WorkloadRequest
 
 MEASURES = Measures(slo={"ttft": 500.0, "tpot": 50.0})

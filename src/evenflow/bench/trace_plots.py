@@ -38,7 +38,7 @@ def plot_summary(summary: TraceSummary, path: Path) -> None:
     axes[0][1].legend()
     times, running = zip(*summary.num_running, strict=True)
     axes[0][2].step([time_s / 3600 for time_s in times], running, where="post")
-    axes[0][2].set(xlabel="time (h)", ylabel="requests under way (estimated)", ylim=(0, None))
+    axes[0][2].set(xlabel="time (h)", ylabel="most requests under way (estimated)", ylim=(0, None))
     _histogram(axes[1][0], summary.counts["prompt_tokens"], "prompt (tokens)")
     _histogram(axes[1][1], summary.counts["output_tokens"], "answer (tokens)")
     _histogram(axes[1][2], summary.counts["turns"], "turns of a session")
@@ -63,7 +63,7 @@ def _histogram(axes: Axes, counts: Mapping[float, int], name: str) -> None:
     """Draw counted values on a logarithmic axis."""
     values = np.array(list(counts), dtype=np.float64)
     edges = np.geomspace(max(values.min(), 1.0), values.max() + 1, _NUM_BINS)
-    axes.hist(values, bins=edges, weights=list(counts.values()))
+    axes.hist(values, bins=edges.tolist(), weights=list(counts.values()))
     axes.set(xlabel=name, ylabel="count", xscale="log")
 
 

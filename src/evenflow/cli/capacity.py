@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _search(variant: Variant, load: Load, measures: Measures, flags: Mapping[str
                 replace(variant, request_rate=rate),
                 load,
                 measures,
-                on_progress=lambda num: bar(f"{rate:.3g} requests/s", num),
+                on_progress=partial(bar, f"{rate:.3g} requests/s", 0),
             )
 
         return search(

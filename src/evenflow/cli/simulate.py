@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from evenflow.bench.config import LATENCY_METRICS
-from evenflow.bench.simulated.overview import Cell, overview
+from evenflow.bench.simulated.overview import Cell, Overview, overview
 from evenflow.bench.simulated.report import write_report
 from evenflow.bench.simulated.run import Measures, SimulatedRun, run_simulation
 from evenflow.bench.simulated.timeline import write_timeline
@@ -30,6 +33,10 @@ from evenflow.cli.simulate_options import (
     variants,
 )
 from evenflow.core.errors import ConfigError
+
+_LABEL_WIDTH = 16
+_LARGE = 100
+"""Figures from which on a narrow table has no room for decimals."""
 
 _COLORS = {"better": "green", "worse": "red", "same": "dim", None: "dim"}
 
@@ -66,10 +73,9 @@ def simulate(trace: str, **flags: Any) -> None:
     load = load_of(trace, flags)
     measures = measures_of(flags)
     chosen = variants(flags)
-    runs = []
+    runs: list[SimulatedRun] = []
     with progress_bar(len(chosen) * load.num_requests, is_shown=not flags["no_progress"]) as bar:
         for label, variant in chosen.items():
-            num_before = len(runs) * load.num_requests
             run = run_simulation(
                 variant,
                 load,
@@ -77,7 +83,7 @@ def simulate(trace: str, **flags: Any) -> None:
                 label=label,
                 log_steps=bool(flags["report"] or flags["timeline"]),
                 explain_ids=flags["explain"],
-                on_progress=lambda num, start=num_before, name=label: bar(name, start + num),
+                on_progress=partial(bar, label, len(runs) * load.num_requests),
             )
             runs.append(run)
     _show(runs, measures)
@@ -87,8 +93,11 @@ def simulate(trace: str, **flags: Any) -> None:
 
 
 @contextmanager
-def progress_bar(total: int, *, is_shown: bool) -> Iterator[Callable[[str, int], None]]:
-    """Show how many simulated requests have ended; gone at the end."""
+def progress_bar(total: int, *, is_shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show how many simulated requests have ended; gone at the end.
+
+    What it yields takes the name of a run, the requests of runs before it, and those of its own.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -99,7 +108,11 @@ def progress_bar(total: int, *, is_shown: bool) -> Iterator[Callable[[str, int],
     hidden = not (is_shown and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name, num: bar.update(task, completed=num, description=name)
+
+        def show(name: str, num_before: int, num: int) -> None:
+            bar.update(task, completed=num_before + num, description=name)
+
+        yield show
 
 
 def _show(runs: Sequence[SimulatedRun], measures: Measures) -> None:
@@ -113,26 +126,46 @@ def _show(runs: Sequence[SimulatedRun], measures: Measures) -> None:
         if summary["failed"]:
             beside.print(error_table(summary))
     else:
-        console.print(_overview_table(runs, measures))
+        _show_overview(runs, measures, console)
     for text in dict.fromkeys(run.sources["step times"] for run in runs):
         click.echo(f"step times: {text}", err=True)
 
 
-def _overview_table(runs: Sequence[SimulatedRun], measures: Measures) -> Table:
+def _show_overview(runs: Sequence[SimulatedRun], measures: Measures, console: Console) -> None:
+    """Print a row per run, with as many of the figures as there is room for."""
     figures = overview(runs, measures.percentiles)
-    table = Table(caption="latencies in ms; below each figure its ratio to the first row")
-    table.add_column("")
-    for title in figures.titles:
-        table.add_column(title, justify="right")
+    num_shown = len(figures.titles)
+    unbounded = console.options.update(width=sys.maxsize)
+    while num_shown > 1:
+        table = _overview_table(figures, num_shown)
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            break
+        num_shown -= 1
+    console.print(_overview_table(figures, num_shown))
+    if num_shown < len(figures.titles):
+        hidden = ", ".join(figures.titles[num_shown:])
+        click.echo(f"no room for {hidden}: --report and --save-result have them", err=True)
+
+
+def _overview_table(figures: Overview, num_shown: int) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="latencies in ms, cost per million tokens; below each its ratio to the first row",
+    )
+    table.add_column("", overflow="fold", max_width=_LABEL_WIDTH)
+    for title in figures.titles[:num_shown]:
+        table.add_column(title, justify="right", no_wrap=True)
     for label, cells in figures.rows.items():
-        table.add_row(Text(label), *map(_cell, cells))
+        table.add_row(Text(label), *map(_cell, cells[:num_shown]))
     return table
 
 
 def _cell(cell: Cell) -> Text:
-    text = Text(figure(cell.value))
+    is_large = cell.value is not None and abs(cell.value) >= _LARGE
+    text = Text(f"{cell.value:.0f}" if is_large else figure(cell.value))
     if cell.ratio is not None:
-        text.append(f"\nx {cell.ratio:.2f}", _COLORS[cell.verdict])
+        text.append(f"\nx{cell.ratio:.2f}", _COLORS[cell.verdict])
     return text
 
 

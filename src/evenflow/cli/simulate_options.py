@@ -95,8 +95,8 @@ _SERVER = (
         "--costs",
         str,
         "roofline",
-        "Where step times come from: roofline (of model and device), profile:FILE (of `evenflow "
-        "calibrate`), tables:FOLDER (measured operators).",
+        "Where step times come from: roofline (of model and device), profile:NAME (one that comes "
+        "with evenflow, or a file of `evenflow calibrate`), tables:FOLDER (measured operators).",
         metavar="KIND",
     ),
     flag(

@@ -40,8 +40,8 @@ _COUNTS = (
     ("prefix blocks seen before", "prefix_hit_ratio"),
 )
 _QUANTITIES = {
-    "prompt_tokens": "prompt, history included (tokens)",
-    "own_prompt_tokens": "new part of the prompt (tokens)",
+    "prompt_tokens": "prompt (tokens)",
+    "own_prompt_tokens": "its new part (tokens)",
     "output_tokens": "answer (tokens)",
     "turns": "turns of a session",
     "think_s": "pause before a turn (s)",

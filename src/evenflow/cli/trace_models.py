@@ -213,7 +213,7 @@ def _tables(model: TrafficModel) -> tuple[Table, Table]:
 
 def _fit_cells(one: Fit) -> tuple[str, ...]:
     values = one.as_dict()
-    parameters = (f"{name} {values[name]:.3g}" for name in _PARAMETERS if name in values)
+    parameters = (f"{name} {figure(values[name])}" for name in _PARAMETERS if name in values)
     goodness = one.goodness
     distance, p_value = f"{goodness.distance:.3f}", f"{goodness.p_value:.2g}"
     return one.kind, ", ".join(parameters), figure(values["mean"]), distance, p_value

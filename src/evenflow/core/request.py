@@ -194,7 +194,7 @@ class Request:
     @property
     def is_finished(self) -> bool:
         """Whether the request has ended."""
-        return self.status.is_finished
+        return self.status >= RequestStatus.FINISHED_STOPPED
 
     def move_to(self, status: RequestStatus) -> None:
         """Change the status.

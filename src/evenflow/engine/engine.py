@@ -61,6 +61,7 @@ class Engine:
         detokenizer: called with `skip_special_tokens`, returns a fresh detokeniser; None for an
             engine that deals in tokens only.
         salt_per_tenant: keep the prefix caches of tenants apart.
+        only_ends: report only the last delta of each completion.
 
     Attributes:
         sessions: conversations whose KV is kept between turns. So many blocks stay unpinned that
@@ -77,6 +78,7 @@ class Engine:
         *,
         detokenizer: Callable[[bool], IncrementalDetokenizer] | None = None,
         salt_per_tenant: bool = False,
+        only_ends: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.limits = limits
@@ -86,6 +88,7 @@ class Engine:
         self._clock = clock
         self._detokenizer = detokenizer
         self._salt_per_tenant = salt_per_tenant
+        self._only_ends = only_ends
         self._live: dict[RequestId, CompletionProgress] = {}
         # The live completions of each request, by the request's id.
         self._completions: dict[str, list[CompletionProgress]] = {}
@@ -359,8 +362,10 @@ class Engine:
         token_ids = result.token_ids
         logprobs = result.logprobs
         for progress, index in sampled:
-            deltas.append(progress.delta(token_ids[index], logprobs.get(index)))
-            if progress.request.is_finished:
+            is_finished = progress.request.is_finished
+            if is_finished or not self._only_ends:
+                deltas.append(progress.delta(token_ids[index], logprobs.get(index)))
+            if is_finished:
                 self._forget(progress)
         return deltas
 

@@ -145,7 +145,7 @@ class KVCacheManager:
         """
         table = self._tables.get(request.request_id)
         if table is not None:
-            return max(0, self._num_blocks_for(num_tokens) - table.num_used_blocks)
+            return max(0, self.blocks_for(num_tokens) - table.num_used_blocks)
         return self._num_needed(self._find_prefix(request), num_tokens)
 
     def admit(self, request: Request, num_running: int) -> int | None:
@@ -169,9 +169,9 @@ class KVCacheManager:
         hits = self._find_prefix(request)
         if self._num_needed(hits, num_tokens) > self.num_available_blocks:
             return None
-        max_num_blocks = self._num_blocks_for(request.max_num_tokens)
+        max_num_blocks = self.blocks_for(request.max_num_tokens)
         table = self._groups.create(request_id, hits, max_num_blocks)
-        self._groups.extend(table, self._num_blocks_for(num_tokens), num_sharing=num_running + 1)
+        self._groups.extend(table, self.blocks_for(num_tokens), num_sharing=num_running + 1)
         self._next_full[request_id] = self._next_full_after(len(hits))
         num_hit_tokens = len(hits) * self.block_size
         if self.enable_prefix_caching and request.num_preemptions == 0:
@@ -188,7 +188,7 @@ class KVCacheManager:
         table = self._tables[request_id]
         if num_tokens <= table.capacity_tokens:
             return True
-        num_blocks = self._num_blocks_for(num_tokens)
+        num_blocks = self.blocks_for(num_tokens)
         if num_blocks - table.num_used_blocks > self.num_available_blocks:
             return False
         self._groups.extend(table, num_blocks, num_sharing=len(self._tables) + 1)
@@ -210,8 +210,8 @@ class KVCacheManager:
         if shared_until is None:
             return []
         table = self._tables[request_id]
-        stop_shared = self._num_blocks_for(shared_until)
-        stop = min(self._num_blocks_for(first_token + num_tokens), stop_shared)
+        stop_shared = self.blocks_for(shared_until)
+        stop = min(self.blocks_for(first_token + num_tokens), stop_shared)
         start = first_token // self.block_size
         sources = {
             index: block_id
@@ -239,7 +239,7 @@ class KVCacheManager:
             IntegrityError: the child holds blocks already, or the parent has no such tokens.
         """
         parent = self._tables[parent_id]
-        num_blocks = self._num_blocks_for(num_tokens)
+        num_blocks = self.blocks_for(num_tokens)
         if num_blocks > parent.num_used_blocks:
             raise IntegrityError(
                 f"request {child_id} cannot share {num_tokens} tokens of {parent_id}",
@@ -289,6 +289,31 @@ class KVCacheManager:
             block_ids: list[BlockId] = self._tables[request_id].ids.tolist()
             self._pins.cut(frozenset(block_ids))
             self._pool.unregister(block_ids)
+
+    def adopt(self, token_ids: Sequence[int], cache_salt: str = "") -> int:
+        """Take in the KV of a token sequence that was computed elsewhere, as far as it is not here.
+
+        It is cached and evictable: the next request with these tokens finds it.
+
+        Args:
+            token_ids: whose full blocks are taken in.
+            cache_salt: of the requests that are to find them.
+
+        Returns:
+            Leading tokens that are found now, 0 if there was not enough room for all of them.
+        """
+        here = self._prefixes.find_tokens(token_ids, cache_salt)
+        self._pool.share(here)
+        num_new = len(token_ids) // self.block_size - len(here)
+        try:
+            if num_new > self.num_available_blocks:
+                return 0
+            new = [id_ for extent in self._groups.take(num_new) for id_ in extent.block_ids]
+            self._prefixes.register_tokens(token_ids, cache_salt, len(here), new)
+            here += new
+            return len(here) * self.block_size
+        finally:
+            self._pool.release(reversed(here))
 
     def pin(
         self,
@@ -363,12 +388,13 @@ class KVCacheManager:
         if not self._shared_until.keys() <= self._tables.keys():
             raise IntegrityError("a request that holds nothing is marked as sharing")
 
-    def _num_blocks_for(self, num_tokens: int) -> int:
+    def blocks_for(self, num_tokens: int) -> int:
+        """Return how many blocks hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
     def _num_needed(self, hits: Sequence[BlockId], num_tokens: int) -> int:
         """Return `blocks_needed` for a request that holds nothing and finds `hits`."""
-        num_blocks = self._num_blocks_for(num_tokens)
+        num_blocks = self.blocks_for(num_tokens)
         return num_blocks - sum(self._pool.ref_count(hit) > 0 for hit in hits[:num_blocks])
 
     def _next_full_after(self, num_full_blocks: int) -> int:

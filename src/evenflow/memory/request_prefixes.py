@@ -60,6 +60,14 @@ class RequestPrefixes:
         for index, block_id in enumerate(block_ids, first):
             self._pool.register(chain.hash_at(index, request.token_ids), block_id)
 
+    def register_tokens(
+        self, token_ids: Sequence[int], cache_salt: str, first: int, block_ids: Sequence[BlockId]
+    ) -> None:
+        """Let full blocks of a token sequence that is no request's be found, from `first` on."""
+        chain = HashChain(self._block_size, root_hash(cache_salt))
+        for index, block_id in enumerate(block_ids, first):
+            self._pool.register(chain.hash_at(index, token_ids), block_id)
+
     def fork(self, parent_id: RequestId, child_id: RequestId, num_blocks: int) -> None:
         """Let a child begin with the same `num_blocks` full blocks as its parent."""
         self._chains[child_id] = self._chains[parent_id].fork(num_blocks)

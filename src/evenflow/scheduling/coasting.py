@@ -35,7 +35,7 @@ def coasting_steps(scheduler: Scheduler) -> int:
     if any(r.num_tokens_when_admitted == len(r.token_ids) for r in running):
         return 0
     num_steps = min(r.max_num_tokens - len(r.token_ids) for r in running) - 1
-    return _steps_within_memory(scheduler, num_steps)
+    return _steps_within_memory(scheduler, num_steps) if num_steps > 0 else 0
 
 
 def coast(scheduler: Scheduler, num_steps: int, next_tokens: NextTokens) -> None:
@@ -73,6 +73,9 @@ def _stands_still(scheduler: Scheduler) -> bool:
 def _steps_within_memory(scheduler: Scheduler, num_steps: int) -> int:
     """Return the largest number up to `num_steps` for which all blocks are to be had."""
     kv = scheduler.kv
+
+    if len(scheduler.running) * -(-num_steps // kv.block_size) <= kv.num_available_blocks:
+        return num_steps  # even if each request's next token began a block
 
     def fits(count: int) -> bool:
         needed = (kv.blocks_needed(r, len(r.token_ids) - 1 + count) for r in scheduler.running)

@@ -40,7 +40,7 @@ class MeasuredCollectives:
             raise ConfigError(
                 f"no all-reduce of {gpu} was measured",
                 why=f"the table {_TABLE!r} in {directory} has none",
-                fix="Use --tp 1, or leave out --profiles",
+                fix="Use --tp 1, or use --costs roofline",
             )
         self._gpu = gpu
         self._curves = {
@@ -65,6 +65,6 @@ class MeasuredCollectives:
             raise ConfigError(
                 f"no all-reduce over {num_gpus} x {self._gpu} was measured",
                 why=f"there are those over {', '.join(map(str, sorted(self._curves)))}",
-                fix="Choose one of these for --tp, or leave out --profiles",
+                fix="Choose one of these for --tp, or use --costs roofline",
             )
         return self._curves[num_gpus](num_bytes)

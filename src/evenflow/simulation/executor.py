@@ -84,6 +84,10 @@ class SimulatedExecutor:
         """Return the next tokens of a request's answer."""
         return [answer_token(request.request_id)] * num_tokens
 
+    def note_gap(self, seconds: float) -> None:
+        """Count a gap that only a part of was spent here."""
+        self.gaps[_ticks(seconds)] += 1
+
     def _pass_time(self, shape: StepShape) -> None:
         duration_s = self._costs.step_s(shape)
         self.num_steps += 1

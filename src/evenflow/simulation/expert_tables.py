@@ -15,7 +15,7 @@ from pathlib import Path
 
 from evenflow.core.errors import ConfigError
 from evenflow.execution.costs.interpolation import Curve, Range, weighted_sum
-from evenflow.simulation.profile_tables import has_table, read_table
+from evenflow.simulation.profile_tables import has_table, nearest_shape, read_table
 from evenflow.simulation.shapes import ModelShape
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def expert_curve(directory: Path, gpu: str, model: ModelShape, tp: int) -> Curve
         raise ConfigError(
             f"no experts divided over {tp} devices were measured on {gpu}",
             why=f"{model.name} has experts in its layers",
-            fix="Choose a device and --tp that have them, or leave out --profiles",
+            fix="Choose a device and --tp that have them, or use --costs roofline",
         )
     own = (
         model.hidden_size,
@@ -63,7 +63,7 @@ def expert_curve(directory: Path, gpu: str, model: ModelShape, tp: int) -> Curve
         moe.num_experts_per_token,
         moe.num_experts,
     )
-    nearest = min(points, key=lambda shape: _distance(shape, own))
+    nearest = nearest_shape(points, own)
     measured = Range(f"experts of {model.name} on {gpu}", "tokens")
     curve = Curve(points[nearest], measured)
     if nearest == own:
@@ -76,7 +76,3 @@ def expert_curve(directory: Path, gpu: str, model: ModelShape, tp: int) -> Curve
     )
     scale = math.prod(own[:3]) / math.prod(nearest[:3])
     return weighted_sum([(scale, curve)], measured)
-
-
-def _distance(left: ExpertShape, right: ExpertShape) -> float:
-    return sum(abs(math.log(a / b)) for a, b in zip(left, right, strict=True))

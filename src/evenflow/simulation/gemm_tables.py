@@ -3,20 +3,19 @@
 Y[m, n] = X[m, k] W[k, n]. Every measured (n, k) has a curve over m. A shape that is missing takes
 the curve of the nearest measured one, scaled by the ratio of n * k: with few rows a product is as
 fast as its weights are read, with many as its multiplications are done, and n * k counts both.
-Nearest is what differs least in log n and log k together, so that neither side of the matrix gets
-much longer or shorter than the one that was measured.
+Nearest is what differs least in n and k together, so that neither side of the matrix gets much
+longer or shorter than the one that was measured.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from pathlib import Path
 
 from evenflow.core.errors import ConfigError
 from evenflow.execution.costs.interpolation import Curve, Range, weighted_sum
-from evenflow.simulation.profile_tables import read_table
+from evenflow.simulation.profile_tables import nearest_shape, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class GemmTables:
         """Return the seconds of a product by its rows."""
         nearest = (n, k)
         if nearest not in self._points:
-            nearest = min(self._points, key=lambda shape: _distance(shape, (n, k)))
+            nearest = nearest_shape(self._points, (n, k))
             self._scaled[n, k] = nearest
         curve = Curve(self._points[nearest], Range(self._name, "rows"))
         scale = n * k / (nearest[0] * nearest[1])
@@ -70,7 +69,3 @@ class GemmTables:
                 "; ".join(f"{shape}, scaled from {near}" for shape, near in self._scaled.items()),
             )
             self._scaled = {}
-
-
-def _distance(left: Shape, right: Shape) -> float:
-    return sum(abs(math.log(a / b)) for a, b in zip(left, right, strict=True))

@@ -142,7 +142,7 @@ class LayerAttention:
             for count in decodes:
                 for context in contexts:
                     point = (chunk, history, count, context)
-                    if point not in grid and count == decodes[-1]:
+                    if point not in grid and decodes[0] < count == decodes[-1]:
                         # As many decodes as the engine had seats leave none for a chunk.
                         added[count, context] = added[decodes[-2], context]
                     else:

@@ -215,7 +215,7 @@ def _curves(
         raise ConfigError(
             f"there are no layer times of {name} in {table}",
             why=f"there are those of {there or 'nothing'}",
-            fix="Simulate one of these, or leave out --profiles to use the roofline model",
+            fix="Simulate one of these, or use --costs roofline",
         )
     return {layer: Curve(of, Range(f"{layer} of {name}", quantity)) for layer, of in points.items()}
 

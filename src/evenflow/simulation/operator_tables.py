@@ -17,18 +17,17 @@ from pathlib import Path
 
 from evenflow.core.errors import ConfigError
 from evenflow.execution.costs import CostModel
-from evenflow.execution.costs.interpolation import Curve, Range, Surface
+from evenflow.execution.costs.interpolation import Curve, Range
 from evenflow.simulation.collectives import CollectiveCosts
 from evenflow.simulation.expert_tables import expert_curve
 from evenflow.simulation.gemm_tables import GemmTables
-from evenflow.simulation.profile_tables import has_table, read_table
+from evenflow.simulation.operator_attention import Heads, OperatorAttention
+from evenflow.simulation.profile_tables import has_table
 from evenflow.simulation.shapes import DeviceShape, ModelShape
 from evenflow.simulation.table_costs import TableCosts
 
 SMALLEST_KERNEL_S = 2e-6
 """What norms and rotations of a few tokens take in the layer tables of vLLM (1.9 to 2.7 us)."""
-
-_MILLISECOND = 1e-3
 
 
 def operator_table_devices(directory: Path) -> set[str]:
@@ -69,7 +68,7 @@ def operator_table_costs(
         raise ConfigError(
             f"there are no tables for {model.name}",
             why="latent attention was not measured",
-            fix="Leave out --profiles to use the roofline model",
+            fix="Use --costs roofline",
         )
     gemm = GemmTables(directory, gpu)
     heads = -(-model.num_heads // tp)
@@ -93,7 +92,7 @@ def operator_table_costs(
     return TableCosts(
         Curve([(n, body_s(n)) for n in qkv.arguments], Range(f"layers of {name}", "tokens")),
         logits,
-        OperatorAttention(directory, gpu, (heads, kv_heads, model.head_dim)),
+        OperatorAttention(directory, gpu, Heads(heads, kv_heads, model.head_dim)),
         model.num_layers,
         f"operator times of {name} through vLLM (aiconfigurator), added up",
     )
@@ -147,83 +146,3 @@ class _VectorKernels:
         """Return the seconds by tokens of kernels that move so many entries for each token."""
         per_token = [count * self._entry_s for count in num_entries]
         return lambda num_tokens: sum(max(SMALLEST_KERNEL_S, s * num_tokens) for s in per_token)
-
-
-class OperatorAttention:
-    """Attention of one layer, from prompts and decodes measured apart.
-
-    Prompts were measured without history, by their number and length. A chunk of c tokens after h
-    computed ones attends like a prompt with as many pairs, of length sqrt(c * (c + 2 h)), and takes
-    at least what reading its KV entries once takes, which is what a decode of that context does. In
-    a mixed step the two times are added.
-
-    Args:
-        directory: the folder of tables.
-        gpu: the device, as the tables call it.
-        geometry: (query heads, key and value heads, entries per head) of one device.
-
-    Raises:
-        ConfigError: this geometry was not measured.
-    """
-
-    def __init__(self, directory: Path, gpu: str, geometry: tuple[int, int, int]) -> None:
-        heads, kv_heads, head_dim = geometry
-        where = {
-            "kv_dtype": "bfloat16",
-            "heads": str(heads),
-            "kv_heads": str(kv_heads),
-            "head_dim": str(head_dim),
-        }
-        name = f"attention of {heads} over {kv_heads} heads of {head_dim} on {gpu}"
-        batch = Range(name, "requests")
-        self._prompts = Surface(
-            # Over the square of the length, in which the time is nearly a line.
-            (
-                (count, length**2, s)
-                for count, length, s in self._read(directory, gpu, "context", "isl", where)
-            ),
-            batch,
-            Range(name, "pairs of tokens of a prompt"),
-        )
-        self._decode = Surface(
-            self._read(directory, gpu, "generation", "kv_len", where),
-            batch,
-            Range(name, "KV entries of a decode"),
-        )
-
-    def decode_s(self, num_decodes: int, mean_context: float) -> float:
-        """Return the seconds for decodes alone."""
-        return self._decode(num_decodes, mean_context)
-
-    def mixed_s(
-        self, chunks: tuple[tuple[int, int], ...], num_decodes: int, mean_context: float
-    ) -> float:
-        """Return the seconds for chunks, and decodes if any."""
-        count = len(chunks)
-        num_pairs = sum(new * (new + 2 * before) for new, before in chunks)
-        num_entries = sum(new + before for new, before in chunks)
-        seconds = max(
-            self._prompts(count, num_pairs / count), self._decode(count, num_entries / count)
-        )
-        if num_decodes:
-            seconds += self._decode(num_decodes, mean_context)
-        return seconds
-
-    def _read(
-        self, directory: Path, gpu: str, phase: str, length: str, where: dict[str, str]
-    ) -> list[tuple[int, int, float]]:
-        """Return (requests, length, seconds) of one phase."""
-        table = f"{gpu}_attention_{phase}"
-        columns = ("batch_size", length, "latency_ms")
-        rows = [
-            (int(count), int(tokens), float(latency_ms) * _MILLISECOND)
-            for count, tokens, latency_ms in read_table(directory, table, columns, where)
-        ]
-        if not rows:
-            raise ConfigError(
-                f"attention of {where['heads']} over {where['kv_heads']} heads of "
-                f"{where['head_dim']} was not measured on {gpu}",
-                why=f"the table {table} has other head geometries",
-                fix="Choose another --tp, or leave out --profiles to use the roofline model",
-            )
-        return rows

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from evenflow.core.errors import ConfigError
 
 SUFFIX = ".csv.gz"
+
+Shape = TypeVar("Shape", bound=tuple[int, ...])
 
 
 def has_table(directory: Path, name: str) -> bool:
@@ -41,7 +45,7 @@ def read_table(
         raise ConfigError(
             f"there is no table {path.name} in {directory}",
             why=f"tables there: {there}",
-            fix="Name the folder that holds the measured tables with --profiles",
+            fix="Name the folder that holds the measured tables, as --costs tables:FOLDER",
         )
     with gzip.open(path, "rt", newline="") as file:
         rows = csv.reader(file)
@@ -58,3 +62,11 @@ def read_table(
         for row in rows:
             if all(row[index] == value for index, value in wanted):
                 yield tuple(row[index] for index in indices)
+
+
+def nearest_shape(measured: Iterable[Shape], wanted: Shape) -> Shape:
+    """Return the measured shape whose numbers differ least from those wanted, as ratios."""
+    return min(
+        measured,
+        key=lambda shape: sum(abs(math.log(a / b)) for a, b in zip(shape, wanted, strict=True)),
+    )

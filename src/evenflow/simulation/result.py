@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from evenflow.core.ids import TenantId
-from evenflow.engine.engine import Engine
 from evenflow.engine.explain import Explanation
-from evenflow.engine.outputs import Delta
-from evenflow.memory.kv_cache_manager import KVCacheManager, KVCacheStats
+from evenflow.engine.outputs import RequestMetrics
+from evenflow.memory.kv_cache_manager import KVCacheStats
 from evenflow.simulation.executor import GAP_RESOLUTION_S
+from evenflow.simulation.instance import Instance
 from evenflow.simulation.step_log import StepLog
 
 Floats = npt.NDArray[np.float64]
@@ -47,10 +48,10 @@ class SimulationResult:
         wall_s: real seconds the simulation took.
         num_steps: steps of the engine.
         num_tokens: tokens these computed.
-        peak_kv_blocks: most blocks in use at the end of a step.
+        peak_kv_blocks: most blocks in use at the end of a step; the sum over instances.
         num_kv_blocks: blocks there were.
         preemption_counts: by (mode, reason, tenant).
-        kv: the memory at the end.
+        kv: the memory of each instance at the end.
         steps: the steps one by one, if they were logged.
         explanations: by request id, of those that were asked for.
     """
@@ -73,7 +74,7 @@ class SimulationResult:
     peak_kv_blocks: int
     num_kv_blocks: int
     preemption_counts: Mapping[tuple[str, str, TenantId], int]
-    kv: KVCacheStats
+    kv: Sequence[KVCacheStats]
     steps: StepLog | None
     explanations: Mapping[str, Explanation]
 
@@ -91,86 +92,58 @@ class SimulationResult:
 
 
 class ResultBuilder:
-    """Collects requests as they end.
+    """Collects requests as they end."""
 
-    Args:
-        steps: the log to be handed on.
-    """
-
-    def __init__(self, steps: StepLog | None) -> None:
-        self._steps = steps
+    def __init__(self) -> None:
         self._floats = {name: array("d") for name in ("arrival_s", "first_token_s", "end_s")}
         names = ("prompt_tokens", "output_tokens", "cached_tokens", "preemptions")
         self._ints = {f"num_{name}": array("q") for name in names}
         self._numbers = array("q")
         self._tenants: list[str] = []
         self._reasons: list[str] = []
-        self._peak_kv_blocks = 0
 
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def add(self, delta: Delta) -> None:
-        """Take in the last delta of a request."""
-        metrics = delta.metrics
-        if metrics is None:
-            raise ValueError("the delta does not end its request")
+    def add(self, request_id: str, finish_reason: str, metrics: RequestMetrics) -> None:
+        """Take in a request that has ended."""
         first_s = metrics.first_token_s
-        self._append(
-            int(delta.request_id),
-            metrics.tenant_id,
-            delta.finish_reason or "",
-            arrival_s=metrics.arrival_s,
-            first_token_s=np.nan if first_s is None else first_s,
-            end_s=metrics.finished_s,
-            num_prompt_tokens=metrics.num_prompt_tokens,
-            num_output_tokens=metrics.num_output_tokens,
-            num_cached_tokens=metrics.num_cached_tokens,
-            num_preemptions=metrics.num_preemptions,
-        )
+        self._numbers.append(int(request_id))
+        self._tenants.append(metrics.tenant_id)
+        self._reasons.append(finish_reason)
+        self._floats["arrival_s"].append(metrics.arrival_s)
+        self._floats["first_token_s"].append(math.nan if first_s is None else first_s)
+        self._floats["end_s"].append(metrics.finished_s)
+        for name, values in self._ints.items():
+            values.append(getattr(metrics, name))
 
-    def reject(self, number: int, tenant: str, now_s: float, num_prompt_tokens: int) -> None:
+    def reject(
+        self, request_id: str, tenant_id: TenantId, now_s: float, num_prompt_tokens: int
+    ) -> None:
         """Take in a request that was never served."""
-        self._append(
-            number,
-            tenant,
-            REJECTED,
-            arrival_s=now_s,
-            first_token_s=np.nan,
-            end_s=now_s,
-            num_prompt_tokens=num_prompt_tokens,
-            num_output_tokens=0,
-            num_cached_tokens=0,
-            num_preemptions=0,
-        )
-
-    def note_peak(self, kv: KVCacheManager) -> None:
-        """Look how much memory is in use."""
-        used = kv.num_blocks - kv.num_available_blocks
-        self._peak_kv_blocks = max(self._peak_kv_blocks, used)
+        metrics = RequestMetrics(now_s, None, now_s, 0, 0, 0, num_prompt_tokens, tenant_id)
+        self.add(request_id, REJECTED, metrics)
 
     def build(
         self,
-        engine: Engine,
-        *,
-        gaps: Counter[int],
-        num_steps: int,
-        num_tokens: int,
+        instances: Sequence[Instance],
         explanations: Mapping[str, Explanation],
-        duration_s: float,
+        *,
         wall_s: float,
     ) -> SimulationResult:
         """Return the result.
 
         Args:
-            engine: has served everything.
-            gaps: how often each time between tokens occurred, in units of `GAP_RESOLUTION_S`.
-            num_steps: steps it took.
-            num_tokens: tokens they computed.
+            instances: have served everything. Memory and steps are those of all together, and the
+                log is the first one's.
             explanations: those that were asked for.
-            duration_s: virtual seconds.
             wall_s: real seconds.
         """
+        gaps: Counter[int] = Counter()
+        preemptions: Counter[tuple[str, str, TenantId]] = Counter()
+        for instance in instances:
+            gaps.update(instance.executor.gaps)
+            preemptions.update(instance.engine.scheduler.preemption_counts)
         ticks = sorted(gaps)
         order = np.argsort(self._numbers)
         columns = {**self._floats, **self._ints}
@@ -180,24 +153,14 @@ class ResultBuilder:
             finish_reason=[self._reasons[index] for index in order],
             itl_s=np.array(ticks, dtype=np.float64) * GAP_RESOLUTION_S,
             itl_counts=np.array([gaps[tick] for tick in ticks], dtype=np.int64),
-            duration_s=duration_s,
+            duration_s=max(self._floats["end_s"], default=0.0),
             wall_s=wall_s,
-            num_steps=num_steps,
-            num_tokens=num_tokens,
-            peak_kv_blocks=self._peak_kv_blocks,
-            num_kv_blocks=engine.scheduler.kv.num_blocks,
-            preemption_counts=dict(engine.scheduler.preemption_counts),
-            kv=engine.scheduler.kv.stats(),
-            steps=self._steps,
+            num_steps=sum(instance.executor.num_steps for instance in instances),
+            num_tokens=sum(instance.executor.num_tokens for instance in instances),
+            peak_kv_blocks=sum(instance.peak_kv_blocks for instance in instances),
+            num_kv_blocks=sum(instance.engine.scheduler.kv.num_blocks for instance in instances),
+            preemption_counts=dict(preemptions),
+            kv=[instance.engine.scheduler.kv.stats() for instance in instances],
+            steps=instances[0].log,
             explanations=explanations,
         )
-
-    def _append(self, number: int, tenant: str, reason: str, **values: float) -> None:
-        self._numbers.append(number)
-        self._tenants.append(tenant)
-        self._reasons.append(reason)
-        for name, value in values.items():
-            if name in self._floats:
-                self._floats[name].append(value)
-            else:
-                self._ints[name].append(int(value))

@@ -31,6 +31,9 @@ two norms and two additions (four reads, four writes) and the copies into and ou
 _ELEMENTWISE_KERNELS = 5
 """Two norms with their additions, rotation, the KV write, the gate."""
 
+_ATTENTION_KERNELS = 3
+"""Attention splits its work, computes and merges: with next to no work it takes as long as three."""
+
 
 class RooflineCosts:
     """The roofline of a model on an instance of tp * pp equal devices.
@@ -63,7 +66,7 @@ class RooflineCosts:
                 why=f"it has {model.num_heads} heads and {model.num_layers} layers",
                 fix="Use a --tp that divides the heads, and no more stages than layers",
             )
-        self._model = model = device.holds(model)
+        self._model = model = device.form_of(model)
         self._device = device
         self._tp = tp
         self._pp = pp
@@ -77,6 +80,7 @@ class RooflineCosts:
         self._attention_flops = peak * efficiency.attention
         self._bandwidth = device.bandwidth_bytes_per_s * efficiency.bandwidth
         self._kv_bandwidth = device.bandwidth_bytes_per_s * efficiency.kv_bandwidth
+        self._attention_launch_s = _ATTENTION_KERNELS * device.launch_s
         self._kv_bytes = model.kv_bytes_per_token_per_gpu(tp, model.num_layers)  # of one layer
         self._stage_layers = math.ceil(model.num_layers / pp)
         self._token_times: dict[int, float] = {}
@@ -116,12 +120,12 @@ class RooflineCosts:
                 num_keys += new + before
             compute_s = num_pairs * self._pair_flops(is_decode=False) / self._attention_flops
             read_s = num_keys * self._kv_bytes / self._kv_bandwidth
-            seconds += max(compute_s, read_s) / num_parts + self._device.launch_s
+            seconds += max(compute_s, read_s) / num_parts + self._attention_launch_s
         if shape.num_decodes:
             num_keys = shape.num_decode_context_tokens
             compute_s = num_keys * self._pair_flops(is_decode=True) / self._attention_flops
             read_s = num_keys * self._kv_bytes / self._kv_bandwidth
-            seconds += max(compute_s, read_s) / num_parts + self._device.launch_s
+            seconds += max(compute_s, read_s) / num_parts + self._attention_launch_s
         return seconds
 
     def _pair_flops(self, *, is_decode: bool) -> int:

@@ -265,7 +265,7 @@ class DeviceShape(_Described):
             )
         return self.links[name]
 
-    def holds(self, model: ModelShape) -> ModelShape:
+    def form_of(self, model: ModelShape) -> ModelShape:
         """Return the model with weights and KV in a form that this device computes with.
 
         That is the model's own, or else the next wider one.
@@ -335,7 +335,7 @@ def num_kv_blocks(
     Raises:
         ConfigError: not one block fits.
     """
-    model = device.holds(model)
+    model = device.form_of(model)
     weights = math.ceil(model.num_params * model.dtype_bytes / (tp * pp))
     usable = int(device.memory_bytes * memory_utilization)
     if kv_memory_bytes is None:

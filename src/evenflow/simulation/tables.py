@@ -54,7 +54,7 @@ def load_table_costs(
     raise ConfigError(
         f"{directory} has no tables of {model.name} on {device.name} with --tp {tp}",
         why=f"it has {', '.join(there) or 'none at all'}",
-        fix="Choose one of these, or leave out --profiles to use the roofline model",
+        fix="Choose one of these, or use --costs roofline",
     )
 
 

@@ -17,7 +17,10 @@ from evenflow.workloads.special import digamma, erf, gamma_cdf, trigamma
 
 Floats = npt.NDArray[np.float64]
 
-_QUANTILE_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+_QUANTILE_LEVELS = (
+    *(0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
+    *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0),
+)
 _NUM_BISECTIONS = 60
 _NUM_NEWTON_STEPS = 20
 

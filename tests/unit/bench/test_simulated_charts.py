@@ -44,6 +44,11 @@ def test_log_axis_has_a_tick_per_decade() -> None:
     assert ticks(chart)[-6:-1] == ["1", "10", "100", "1k", "10k"]
 
 
+def test_short_log_axis_has_round_ticks() -> None:
+    chart = Chart("T", "x", "y", [Series("a", [0.0, 1.0], [11.0, 29.0])], is_log_y=True)
+    assert ticks(chart)[:4] == ["15", "20", "25", "0"]
+
+
 @pytest.mark.parametrize("is_log_x", [False, True])
 @pytest.mark.parametrize("x", [[3.0, 3.0], [0.0, 0.0], [1e-9, 2e-9]])
 def test_chart_can_be_drawn_when_values_are_alike(x: list[float], is_log_x: bool) -> None:

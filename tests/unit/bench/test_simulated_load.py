@@ -56,6 +56,12 @@ def test_trace_reports_a_bad_row_before_anything_is_simulated(tmp_path: Path) ->
         TraceLoad(path)
 
 
+def test_trace_is_put_in_order(tmp_path: Path) -> None:
+    load = TraceLoad(a_trace(tmp_path / "t.jsonl", 2000, 1000, 3000))
+    assert times(list(load.at_rate(math.inf))) == [0.0, 1.0, 2.0]
+    assert load.recorded_rate == pytest.approx(1.5)
+
+
 def test_trace_without_requests_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="no requests"):
         TraceLoad(a_trace(tmp_path / "t.jsonl"))

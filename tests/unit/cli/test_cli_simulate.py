@@ -38,9 +38,9 @@ def trace(tmp_path: Path) -> str:
 def simulate(trace: str) -> Simulate:
     """Run `evenflow simulate` over the trace, or over something else."""
 
-    def run(*arguments: str, of: str = trace) -> Result:
+    def run(*arguments: str, of: str = trace, columns: str = "160") -> Result:
         return CliRunner().invoke(
-            main, ["simulate", of, *arguments], env={"COLUMNS": "160"}, catch_exceptions=False
+            main, ["simulate", of, *arguments], env={"COLUMNS": columns}, catch_exceptions=False
         )
 
     return run
@@ -100,7 +100,18 @@ def test_simulate_sweeps_all_combinations(simulate: Simulate, tmp_path: Path) ->
 def test_simulate_shows_ratios_to_the_first_of_several(simulate: Simulate) -> None:
     result = simulate("--sweep", "max-num-seqs=64,1")
     assert "max-num-seqs=64" in result.stdout
-    assert "x 1.00" in result.stdout
+    assert "x1.00" in result.stdout
+
+
+def test_simulate_leaves_out_columns_when_the_terminal_is_narrow(
+    simulate: Simulate,
+) -> None:
+    wide = simulate("--policy", "fcfs,priority")
+    narrow = simulate("--policy", "fcfs,priority", columns="60")
+    assert "cost/1M" in wide.stdout
+    assert "cost/1M" not in narrow.stdout
+    assert "cost/1M: --report and --save-result have them" in narrow.stderr
+    assert max(map(len, narrow.stdout.splitlines())) <= 60
 
 
 def test_simulate_tells_where_the_time_of_a_request_went(simulate: Simulate) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from evenflow.core.clock import VirtualClock, MonotonicClock
+from evenflow.core.clock import MonotonicClock, VirtualClock
 
 
 def test_manual_clock_stands_still_until_it_is_moved() -> None:

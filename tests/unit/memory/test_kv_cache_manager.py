@@ -503,3 +503,27 @@ def test_block_map_ends_a_run_where_a_group_ends():
     assert kv.table(high.request_id).ids.tolist() == [4, 5, 6, 7, 0, 1]
     assert kv.ensure(high.request_id, 32)
     assert kv.block_map() == [(0, 4, 1, "high"), (4, 4, 1, "high")]
+
+
+def test_adopt_lets_a_request_find_what_was_computed_elsewhere(kv):
+    tokens = list(range(10))
+    assert kv.adopt(tokens) == 8
+    kv.check_integrity()
+    assert kv.stats().num_evictable == 2
+    assert kv.admit(request_of("a", [*tokens, 10]), 0) == 8
+    assert kv.adopt(tokens) == 8
+    kv.check_integrity()
+
+
+def test_adopt_changes_nothing_when_there_is_not_enough_room(kv):
+    run(kv, request_of("a", list(range(4 * (kv.num_blocks - 1)))))
+    before = kv.stats()
+    assert kv.adopt(list(range(1000, 1012))) == 0
+    assert kv.stats() == before
+    kv.check_integrity()
+
+
+def test_adopt_is_for_requests_of_the_same_salt(kv):
+    kv.adopt(list(range(8)), "one")
+    assert kv.admit(request_of("a", list(range(9)), salt="two"), 0) == 0
+    assert kv.admit(request_of("b", list(range(9)), salt="one"), 1) == 8

@@ -7,11 +7,8 @@ from evenflow.core.errors import ConfigError
 from evenflow.execution.costs import CostModel, StepShape
 from evenflow.simulation.collective_tables import MeasuredCollectives
 from evenflow.simulation.gemm_tables import GemmTables
-from evenflow.simulation.operator_tables import (
-    SMALLEST_KERNEL_S,
-    OperatorAttention,
-    operator_table_costs,
-)
+from evenflow.simulation.operator_attention import Heads, OperatorAttention
+from evenflow.simulation.operator_tables import SMALLEST_KERNEL_S, operator_table_costs
 from evenflow.simulation.shapes import DeviceShape, ModelShape, MoeShape, load_device, load_model
 from support.profile_folder import real_profiles, write_table
 
@@ -102,7 +99,7 @@ def test_prompt_step_is_the_sum_over_operators(tmp_path: Path) -> None:
 
 def test_chunk_attends_like_a_prompt_with_as_many_pairs(tmp_path: Path) -> None:
     write_operator_tables(tmp_path)
-    attention = OperatorAttention(tmp_path, "gpu", (4, 2, 16))
+    attention = OperatorAttention(tmp_path, "gpu", Heads(4, 2, 16))
     whole = attention.mixed_s(((64, 0),), 0, 0)
     first, second = attention.mixed_s(((32, 0),), 0, 0), attention.mixed_s(((32, 32),), 0, 0)
     assert first + second == pytest.approx(whole + 0.01e-3)  # one kernel more
@@ -110,21 +107,28 @@ def test_chunk_attends_like_a_prompt_with_as_many_pairs(tmp_path: Path) -> None:
 
 def test_small_chunk_takes_at_least_what_a_decode_of_its_context_does(tmp_path: Path) -> None:
     write_operator_tables(tmp_path)
-    attention = OperatorAttention(tmp_path, "gpu", (4, 2, 16))
+    attention = OperatorAttention(tmp_path, "gpu", Heads(4, 2, 16))
     assert attention.mixed_s(((1, 255),), 0, 0) >= attention.decode_s(1, 256)
 
 
 def test_mixed_step_adds_chunks_and_decodes(tmp_path: Path) -> None:
     write_operator_tables(tmp_path)
-    attention = OperatorAttention(tmp_path, "gpu", (4, 2, 16))
+    attention = OperatorAttention(tmp_path, "gpu", Heads(4, 2, 16))
     both = attention.mixed_s(((16, 0),), 2, 64)
     assert both == pytest.approx(attention.mixed_s(((16, 0),), 0, 0) + attention.decode_s(2, 64))
 
 
-def test_attention_names_the_geometry_that_was_not_measured(tmp_path: Path) -> None:
+def test_attention_scales_the_nearest_heads_when_its_own_are_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_operator_tables(tmp_path)
-    with pytest.raises(ConfigError, match="8 over 8 heads of 16 was not measured on gpu"):
-        OperatorAttention(tmp_path, "gpu", (8, 8, 16))
+    measured = OperatorAttention(tmp_path, "gpu", Heads(4, 2, 16))
+    with caplog.at_level(logging.WARNING):
+        scaled = OperatorAttention(tmp_path, "gpu", Heads(8, 8, 16))
+    assert scaled.decode_s(2, 64) == pytest.approx(4 * measured.decode_s(2, 64))
+    long = ((256, 0),)
+    assert scaled.mixed_s(long, 0, 0) == pytest.approx(2 * measured.mixed_s(long, 0, 0))
+    assert "8 over 8 heads of 16 were not measured, scaled from 4 over 2 heads" in caplog.text
 
 
 def test_gemm_scales_the_nearest_shape_when_one_is_missing(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def test_roofline_of_a_long_prompt_multiplies_by_all_weights_and_attends_to_all_
 def test_roofline_pays_for_every_launch() -> None:
     free, paid = RooflineCosts(MODEL, device()), RooflineCosts(MODEL, device(launch_s=1e-3))
     shape = StepShape(((8, 0),), 4, 40)
-    # A layer: four products, five kernels in between, two attentions; and the head.
-    assert paid.step_s(shape) - free.step_s(shape) == pytest.approx((4 * 11 + 1) * 1e-3)
+    # A layer: four products, five kernels in between, two attentions of three; and the head.
+    assert paid.step_s(shape) - free.step_s(shape) == pytest.approx((4 * 15 + 1) * 1e-3)
 
 
 def test_roofline_of_tensor_parallel_devices_divides_the_work_and_adds_two_sums_a_layer() -> None:

@@ -100,15 +100,15 @@ def test_num_kv_blocks_says_when_the_weights_do_not_fit() -> None:
 
 def test_device_computes_with_the_next_wider_form() -> None:
     model = load_model("smollm2-135m")
-    assert load_device("cpu").holds(model).kv_bytes_per_token == 2 * model.kv_bytes_per_token
-    assert load_device("a10").holds(model) == model
+    assert load_device("cpu").form_of(model).kv_bytes_per_token == 2 * model.kv_bytes_per_token
+    assert load_device("a10").form_of(model) == model
 
 
 def test_device_refuses_a_form_wider_than_it_has() -> None:
     model = load_model("smollm2-135m").model_copy(update={"dtype_bytes": 4})
     narrow = load_device("a10").model_copy(update={"flops": {2: 1e12}})
     with pytest.raises(ConfigError, match="does not compute with 4 bytes"):
-        narrow.holds(model)
+        narrow.form_of(model)
 
 
 def test_load_device_reads_a_file_of_ones_own(tmp_path: Path) -> None:

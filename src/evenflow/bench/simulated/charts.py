@@ -46,7 +46,7 @@ class Series:
 
 @dataclass(slots=True, frozen=True)
 class Chart:
-    """A chart. The y axis starts at 0.
+    """A chart.
 
     Attributes:
         title: what it shows.
@@ -54,6 +54,7 @@ class Chart:
         y_label: after the title, with its unit.
         series: what is drawn, the first on top.
         is_log_x: the x axis is logarithmic.
+        is_log_y: the y axis is; else it begins at 0.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Chart:
     y_label: str
     series: Sequence[Series] = field(default_factory=tuple)
     is_log_x: bool = False
+    is_log_y: bool = False
 
 
 def figure(chart: Chart) -> str:
@@ -88,9 +90,9 @@ def _svg(chart: Chart) -> str:
             f'text-anchor="middle">nothing to show</text></svg>'
         )
     all_x = np.concatenate([x for _, x, _ in drawn])
-    highest = max(float(y.max()) for _, _, y in drawn)
+    all_y = np.concatenate([y for _, _, y in drawn])
     x_ticks, x_place = _log_axis(all_x) if chart.is_log_x else _linear_axis(all_x)
-    y_ticks, y_place = _linear_axis(np.array([0.0, highest]))
+    y_ticks, y_place = _log_axis(all_y) if chart.is_log_y else _linear_axis(np.append(all_y, 0.0))
 
     def across(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
         return _LEFT + (_RIGHT - _LEFT) * x_place(np.asarray(values, float))

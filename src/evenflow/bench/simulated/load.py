@@ -38,7 +38,8 @@ class Load(Protocol):
 class TraceLoad:
     """A trace with arrival times, read from its file again each time, so it may be of any length.
 
-    It is read once at the start, so that a bad row is reported before anything is simulated.
+    It is read once at the start, so that a bad row, or one out of order, is reported before
+    anything is simulated.
 
     Args:
         path: the file.
@@ -53,24 +54,21 @@ class TraceLoad:
         self._limit = limit
         self.name = path.name
         self.num_requests = 0
-        first_s, last_s = math.inf, -math.inf
-        for request in self._read():
+        span_s = 0.0
+        for request in self.at_rate(math.inf):
             self.num_requests += 1
-            first_s, last_s = min(first_s, request.arrival_s), max(last_s, request.arrival_s)
+            span_s = request.arrival_s
         if not self.num_requests:
             raise InvalidRequestError(f"{path} holds no requests", param="trace")
-        span_s = last_s - first_s
         self.recorded_rate: float | None = self.num_requests / span_s if span_s else None
 
     def at_rate(self, rate: float) -> Iterator[WorkloadRequest]:
         """Return the requests, their times stretched to a mean rate."""
-        requests = starting_at_zero(in_order(self._read()))
+        rows = islice(iter_trace(self._path), self._limit)
+        requests = starting_at_zero(in_order(rows))
         if math.isinf(rate) or self.recorded_rate is None:
             return requests
         return faster(requests, rate / self.recorded_rate)
-
-    def _read(self) -> Iterator[WorkloadRequest]:
-        return islice(iter_trace(self._path), self._limit)
 
 
 class DrawnLoad:
@@ -93,7 +91,7 @@ class DrawnLoad:
         """Return the requests, arriving at a mean rate."""
         # No data set that gets here consists of text, whose tokens would have to be counted.
         requests, _ = draw_workload(replace(self._config, request_rate=rate), len)
-        return sorted(_after_session_start(requests), key=lambda request: request.arrival_s)
+        return sorted(requests, key=lambda request: request.arrival_s)
 
 
 def open_load(config: BenchConfig, name: str) -> Load:
@@ -102,14 +100,3 @@ def open_load(config: BenchConfig, name: str) -> Load:
     if config.dataset_path is None or is_drawn or not iter_trace(config.dataset_path).is_timed:
         return DrawnLoad(config, name)
     return TraceLoad(config.dataset_path, config.num_prompts)
-
-
-def _after_session_start(requests: Iterable[WorkloadRequest]) -> Iterator[WorkloadRequest]:
-    """Let no turn of a session be due before its first one."""
-    starts: dict[str, float] = {}
-    for request in requests:
-        if request.session is None:
-            yield request
-            continue
-        start_s = starts.setdefault(request.session, request.arrival_s)
-        yield replace(request, arrival_s=max(request.arrival_s, start_s))

@@ -25,7 +25,7 @@ _COLUMNS = (
     ("Jain", "jain_index", 1.0),
     ("preempt.", "num_preemptions", 1.0),
     ("KV %", "peak_kv_usage_ratio", 100.0),
-    ("price/1M tok", "cost_per_million_tokens", 1.0),
+    ("cost/1M", "cost_per_million_tokens", 1.0),
 )
 
 

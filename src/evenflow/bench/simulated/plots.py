@@ -52,12 +52,12 @@ def charts_of(runs: Sequence[SimulatedRun], measures: Measures) -> Iterator[Char
         "output tokens per second",
         [_throughput(index, run, done) for index, (run, done) in enumerate(shown)],
     )
-    for title, column, scale in (
-        ("Running", "num_running", False),
-        ("Waiting", "num_waiting", False),
-        ("KV memory in use", "num_used_blocks", True),
+    for title, column, unit in (
+        ("Running", "num_running", "requests"),
+        ("Waiting", "num_waiting", "requests"),
+        ("KV memory in use", "num_used_blocks", "% of blocks"),
     ):
-        yield _gauge(title, column, [run for run, _ in shown], is_share=scale)
+        yield _gauge(title, column, unit, [run for run, _ in shown])
     for run, done in shown:
         if "tenants" in run.summary:
             yield _services(run, done)
@@ -75,7 +75,8 @@ def _trade_offs(runs: Sequence[SimulatedRun], measures: Measures) -> Iterator[Ch
             continue
         front = [points[index] for index in pareto_front(points)]
         series = [*_by_policy(runs, points), _line("Pareto front", front)]
-        yield Chart(title, unit, f"{high} TTFT, ms", series)
+        y_label = f"{high} TTFT, ms; the line joins runs that no other beats"
+        yield Chart(title, unit, y_label, series, is_log_y=True)
 
 
 def _by_policy(
@@ -116,17 +117,16 @@ def _throughput(index: int, run: SimulatedRun, done: Completed) -> Series:
     return Series(run.label, times_s[1:], per_second(totals, times_s), color=index)
 
 
-def _gauge(title: str, column: str, runs: Sequence[SimulatedRun], *, is_share: bool) -> Chart:
+def _gauge(title: str, column: str, unit: str, runs: Sequence[SimulatedRun]) -> Chart:
+    """Return what the log of steps says about one column; blocks as a share of all."""
     series = []
     for index, run in enumerate(runs):
-        if run.result.steps is None:
-            continue
-        times_s, values = thinned(
-            run.result.steps.column("start_s"), run.result.steps.column(column)
-        )
-        values = values / run.result.num_kv_blocks * 100 if is_share else values
-        series.append(Series(run.label, times_s, values, color=index))
-    return Chart(title, "time (s)", "% of blocks" if is_share else "requests", series)
+        steps = run.result.steps
+        if steps is not None:
+            times_s, values = thinned(steps.column("start_s"), steps.column(column))
+            scale = 100 / run.result.num_kv_blocks if column == "num_used_blocks" else 1.0
+            series.append(Series(run.label, times_s, values * scale, color=index))
+    return Chart(title, "time (s)", unit, series)
 
 
 def _services(run: SimulatedRun, done: Completed) -> Chart:

@@ -51,6 +51,7 @@ def report(runs: Sequence[SimulatedRun], measures: Measures) -> str:
     facts = [
         f"{first.summary['num_prompts']:,} requests",
         *([f"objectives: {slo}"] if slo else []),
+        "latencies in ms",
         f"evenflow {version('evenflow')}",
         datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
     ]
@@ -77,22 +78,19 @@ def _overview(runs: Sequence[SimulatedRun], measures: Measures) -> str:
     if len(runs) == 1:
         (cells,) = table.rows.values()
         tiles = zip(table.titles, cells, strict=True)
-        return _element(
-            "div",
-            "".join(
-                f'<div><span class="soft">{escape(title)}</span><b>{figure(cell.value)}</b></div>'
-                for title, cell in tiles
-            ),
-            "tiles",
+        boxes = "".join(
+            f'<div><span class="soft">{escape(title)}</span><b>{figure(cell.value)}</b></div>'
+            for title, cell in tiles
         )
+        return f'<div class="tiles">{boxes}</div>'
     rows = "".join(
         f"<tr><td>{escape(label)}</td>{''.join(map(_cell, cells))}</tr>"
         for label, cells in table.rows.items()
     )
     head = "<th></th>" + "".join(f'<th class="number">{escape(t)}</th>' for t in table.titles)
     return (
-        "<h2>Side by side, with ratios to the first; latencies in ms</h2>\n"
-        f'<div class="card"><table><tr>{head}</tr>{rows}</table></div>'
+        "<h2>Side by side, with ratios to the first</h2>\n"
+        f'<div class="card overview"><table><tr>{head}</tr>{rows}</table></div>'
     )
 
 
@@ -156,7 +154,3 @@ def _two_columns(rows: Iterable[tuple[str, str]], look: str = "") -> str:
         for name, text in rows
     )
     return f"<table>{cells}</table>"
-
-
-def _element(name: str, content: str, look: str) -> str:
-    return f'<{name} class="{look}">{content}</{name}>'

@@ -37,9 +37,11 @@ p, ul { margin: 0; padding: 0; }
 table { width: 100%; border-collapse: collapse; }
 th, td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--rule); text-align: left; font-weight: 400; vertical-align: top; }
 tr:last-child > :is(td, th) { border-bottom: 0; }
+.overview td:first-child { min-width: 130px; }
 .number { text-align: right; white-space: nowrap; }
 td small { display: block; }
 .better { color: var(--good); }
+.same { color: var(--soft); }
 .worse { color: var(--bad); }
 .settings td { overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 360px), 1fr)); gap: 12px; }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,10 @@ from evenflow.bench.tenants import (
     tenant_figures,
 )
 from evenflow.core.ids import DEFAULT_TENANT
-
-if TYPE_CHECKING:
-    from evenflow.simulation.result import SimulationResult
+from evenflow.simulation.result import REJECTED, SimulationResult
 
 _COMPLETED = ("stop", "length")
+_MESSAGES = {REJECTED: "the prompt is longer than --max-model-len allows"}
 _NO_GAPS: dict[str, Any] = {"gap_s": np.zeros(0), "gap_counts": np.zeros(0, np.int64)}
 
 
@@ -175,7 +174,10 @@ def _cost(summary: Mapping[str, Any], cost: float) -> dict[str, float | None]:
 
 def _failures(result: SimulationResult) -> dict[str, dict[str, Any]]:
     reasons = Counter(reason for reason in result.finish_reason if reason not in _COMPLETED)
-    return {reason: {"count": num, "first_message": ""} for reason, num in reasons.items()}
+    return {
+        reason: {"count": num, "first_message": _MESSAGES.get(reason, "")}
+        for reason, num in reasons.items()
+    }
 
 
 def _by_tenant(

@@ -47,7 +47,10 @@ def _events(run: SimulatedRun) -> Iterator[dict[str, Any]]:
 
 
 def _steps(run: SimulatedRun) -> Iterator[dict[str, Any]]:
-    columns = [run.steps.column(name).tolist() for name in COLUMNS]
+    steps = run.result.steps
+    if steps is None:
+        return
+    columns = [steps.column(name).tolist() for name in COLUMNS]
     for values in zip(*columns, strict=True):
         row = dict(zip(COLUMNS, values, strict=True))
         at = row.pop("start_s") * 1e6

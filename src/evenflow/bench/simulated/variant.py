@@ -14,6 +14,7 @@ from evenflow.bench.config import rate_for_json
 from evenflow.config import CacheConfig
 from evenflow.core.errors import ConfigError
 from evenflow.execution.costs import CostModel, load_profile
+from evenflow.simulation.instance import SimulationSettings
 from evenflow.simulation.roofline import RooflineCosts
 from evenflow.simulation.shapes import (
     DeviceShape,
@@ -22,7 +23,6 @@ from evenflow.simulation.shapes import (
     load_model,
     num_kv_blocks,
 )
-from evenflow.simulation.simulator import SimulationSettings
 from evenflow.simulation.tables import load_table_costs
 
 DEFAULT_MODEL = "llama-3-8b"
@@ -45,7 +45,7 @@ class Variant:
     Attributes:
         model: name or file of its shape; None for `DEFAULT_MODEL`, or that of the profile.
         device: name or file of a device's shape; None for `DEFAULT_DEVICE`, or a profile's machine.
-        costs: where step times come from: roofline, profile:NAME or FILE, tables:FOLDER.
+        costs: where step times come from: roofline, profile:NAME (or file), tables:FOLDER.
         policy: name of the scheduling policy.
         request_rate: of the load; infinite for as recorded, else all at once.
         tp: devices that share each layer.
@@ -209,7 +209,7 @@ def _cost_model(costs: str, model_name: str, device_name: str, tp: int, pp: int)
         return RooflineCosts(model, device, tp=tp, pp=pp)
     raise ConfigError(
         f"there are no costs {costs!r}",
-        fix="Name roofline, profile:FILE (from `evenflow calibrate`) or tables:FOLDER",
+        fix="Name roofline, profile:NAME (or a file of `evenflow calibrate`), tables:FOLDER",
     )
 
 

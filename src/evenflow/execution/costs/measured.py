@@ -102,13 +102,16 @@ def _split(
     rows: defaultdict[int, dict[float, float]] = defaultdict(dict)
     for num_tokens, keys, seconds in points:
         rows[num_tokens][keys] = seconds
-    bodies, attention = {}, {}
+    bodies: list[tuple[float, float]] = []
+    attention: list[tuple[float, float, float]] = []
     for num_tokens, row in rows.items():
         fewest, most = min(row), max(row)
         per_key_s = (row[most] - row[fewest]) / (most - fewest) if most > fewest else 0.0
         body_s = row[fewest] - max(per_key_s, 0.0) * fewest
-        bodies[float(num_tokens)] = body_s
-        attention |= {(num_tokens, keys): row[keys] - body_s for keys in row}
-    size = Range(f"the time of {kind}", unit)
-    keys_range = Range(f"the attention time of {kind}", "keys per token")
-    return Curve(bodies, size), Surface(attention, Range(f"attention of {kind}", unit), keys_range)
+        bodies.append((num_tokens, body_s))
+        attention += [(num_tokens, keys, seconds - body_s) for keys, seconds in row.items()]
+    attended = Range(f"the attention time of {kind}", "keys per token")
+    return (
+        Curve(bodies, Range(f"the time of {kind}", unit)),
+        Surface(attention, Range(f"the attention time of {kind}", unit), attended),
+    )

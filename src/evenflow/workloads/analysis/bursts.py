@@ -81,8 +81,17 @@ class WindowedArrivals:
     def finish(self) -> Windows:
         """Return what was seen."""
         self._close()
-        columns = np.array(self._rows, dtype=np.float64).reshape(len(self._rows), 5).T
-        return Windows(self._window_s, *columns, unit_gaps=np.array(self._gaps.values))
+        rows = np.array(self._rows, dtype=np.float64).reshape(len(self._rows), 5)
+        index, num_requests, cv, gamma_shape, weibull_shape = rows.T
+        return Windows(
+            window_s=self._window_s,
+            index=index,
+            num_requests=num_requests,
+            cv=cv,
+            gamma_shape=gamma_shape,
+            weibull_shape=weibull_shape,
+            unit_gaps=np.array(self._gaps.values),
+        )
 
     def _close(self) -> None:
         """Fit the window that is over."""

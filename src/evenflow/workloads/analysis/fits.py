@@ -18,11 +18,11 @@ from evenflow.workloads.distributions import (
     Zipf,
 )
 
-GAP_KINDS = {"gamma": Gamma, "weibull": Weibull}
-LENGTH_KINDS = {"lognormal": LogNormal, "gamma": Gamma, "weibull": Weibull, "zipf": Zipf}
-DURATION_KINDS = {"lognormal": LogNormal, "gamma": Gamma, "weibull": Weibull}
+Kinds = Mapping[str, type[LogNormal | Gamma | Weibull | Zipf]]
 
-_FitKinds = Mapping[str, type[Gamma] | type[Weibull] | type[LogNormal] | type[Zipf]]
+GAP_KINDS: Mapping[str, type[Gamma | Weibull]] = {"gamma": Gamma, "weibull": Weibull}
+DURATION_KINDS: Kinds = {"lognormal": LogNormal, **GAP_KINDS}
+LENGTH_KINDS: Kinds = {**DURATION_KINDS, "zipf": Zipf}
 
 
 class Fit(NamedTuple):
@@ -51,7 +51,7 @@ class Fit(NamedTuple):
         }
 
 
-def all_fits(values: Floats, kinds: _FitKinds, *, step: float = 0.0) -> list[Fit]:
+def all_fits(values: Floats, kinds: Kinds, *, step: float = 0.0) -> list[Fit]:
     """Fit every kind, and the empirical distribution, to positive values; the best comes first.
 
     Args:

@@ -14,7 +14,7 @@ from evenflow.workloads.analysis.fits import DURATION_KINDS, LENGTH_KINDS, Fit, 
 from evenflow.workloads.analysis.goodness import kolmogorov_smirnov
 from evenflow.workloads.analysis.model import TrafficModel
 from evenflow.workloads.analysis.sampling import Reservoir
-from evenflow.workloads.distributions import Floats, Gamma, Weibull
+from evenflow.workloads.distributions import Distribution, Floats, Gamma, Weibull
 from evenflow.workloads.request import WorkloadRequest
 from evenflow.workloads.traces.recent import Recent
 
@@ -115,7 +115,7 @@ def _gap_fits(windows: Windows) -> list[Fit]:
     """Compare the typical shapes, and memoryless gaps, with the gaps seen."""
     if not len(windows.unit_gaps):
         return []
-    candidates = {
+    candidates: dict[str, Distribution] = {
         "gamma": Gamma(windows.typical("gamma_shape") or 1.0, 1.0),
         "weibull": Weibull(windows.typical("weibull_shape") or 1.0, 1.0),
         "exponential": Gamma(1.0, 1.0),

@@ -55,7 +55,6 @@ def _p_value(distance: float, num_values: int) -> float:
     scaled = (root + 0.12 + 0.11 / root) * distance
     if scaled < _SERIES_FROM:
         return 1.0
-    terms = (
-        (-1) ** (index - 1) * math.exp(-2 * (index * scaled) ** 2) for index in range(1, _NUM_TERMS)
-    )
-    return min(1.0, max(0.0, 2 * sum(terms)))
+    terms = [math.exp(-2 * (index * scaled) ** 2) for index in range(1, _NUM_TERMS)]
+    series = sum(terms[::2]) - sum(terms[1::2])
+    return min(1.0, max(0.0, 2 * series))

@@ -163,7 +163,7 @@ class TrafficModel:
         tenants = rng.choice(len(names), size=num, p=shares).tolist()
         num_turns = rng.choice(lengths, size=num, p=weights)
         num_pauses = int(num_turns.sum()) - num
-        chosen = rng.integers(len(self.pauses), size=num_pauses) if num_pauses else []
+        chosen = rng.integers(max(len(self.pauses), 1), size=num_pauses)
         pauses = iter([(think_s, tool_s) for think_s, tool_s in self.pauses[chosen].tolist()])
         for tenant, turns in zip(tenants, num_turns.tolist(), strict=True):
             yield names[tenant], [next(pauses) for _ in range(turns - 1)]

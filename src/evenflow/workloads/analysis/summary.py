@@ -48,9 +48,10 @@ class TraceSummary:
         figures: by name; counts, seconds, tokens, ratios. Those of lengths and times are mappings
             of mean, p50, p90, p95, p99 and max.
         windows: burstiness over time.
-        counts: by quantity, how often each value was seen: prompt_tokens, output_tokens,
-            turns, think_s, tool_s.
-        num_running: (seconds, requests under way) once per window.
+        counts: by quantity, how often each value was seen: prompt_tokens, own_prompt_tokens (if any
+            request continues a conversation), output_tokens, turns, think_s, tool_s.
+        num_running: of each window in which something arrives, (its begin in seconds, most requests
+            under way).
     """
 
     figures: dict[str, Any]
@@ -159,12 +160,14 @@ class _Gathered:
     busy_s: float = 0.0
     blocks: _BlockReuse = field(default_factory=_BlockReuse)
     own_tokens: Counter[float] = field(default_factory=Counter)
+    continues: bool = False
     tells_prefixes: bool = False
 
     def noting(self, requests: Iterable[WorkloadRequest]) -> Iterator[WorkloadRequest]:
         """Pass requests on, and note what whole prompts no longer tell."""
         for request in requests:
             self.own_tokens[request.num_prompt_tokens] += 1
+            self.continues |= request.continues
             self.tells_prefixes |= bool(request.segments) or request.continues
             yield request
 
@@ -208,15 +211,18 @@ class _Gathered:
         heappush(self.ends, now_s + length_s)
         self.busy_s += length_s
         self.peak_running = max(self.peak_running, len(self.ends))
-        time_s = now_s - self.first_s
-        if not self.num_running or time_s >= self.num_running[-1][0] + self.window_s:
-            self.num_running.append((time_s, len(self.ends)))
+        begin_s = (now_s - self.first_s) // self.window_s * self.window_s
+        if not self.num_running or begin_s > self.num_running[-1][0]:
+            self.num_running.append((begin_s, 0))
+        self.num_running[-1] = (begin_s, max(self.num_running[-1][1], len(self.ends)))
 
     def summary(self) -> TraceSummary:
         windows = self.windows.finish()
         span_s = self.last_s - self.first_s
         num_gaps = self.num_requests - 1
-        counts = {"own_prompt_tokens": self.own_tokens, **self.counts, "turns": +self.turns}
+        counts = {**self.counts, "turns": +self.turns}
+        if self.continues:
+            counts["own_prompt_tokens"] = self.own_tokens
         num_sessions = sum(self.turns.values())
         shares = [times / self.num_requests for _, times in self.tenants.most_common(10)]
         figures: dict[str, Any] = {
