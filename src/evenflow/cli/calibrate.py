@@ -71,16 +71,16 @@ def calibrate(loaded: Loaded, output: Path | None, quick: bool) -> None:
     profile.write(path)
     Console().print(error_table(profile))
     click.echo(
-        f"The {_FORMS[profile.best]} was nearer to steps that neither had seen; {path} says so "
-        "and holds both.",
+        f"{len(profile.steps)} steps of {profile.model} on {profile.machine} are in {path}. "
+        f"Nearest to steps that were kept apart: the {_FORMS[profile.best]}.",
         err=True,
     )
 
 
 def error_table(profile: CostProfile) -> Table:
     """Lay out how far both forms were from steps that they had not seen."""
-    table = Table(title=f"{profile.model} on {profile.machine}")
-    table.add_column("Mean error")
+    table = Table()
+    table.add_column("mean error")
     for form, title in _FORMS.items():
         table.add_column(title, justify="right", style="bold" if form == profile.best else "")
     for key, title in _ROWS.items():

@@ -83,7 +83,11 @@ class SharedLink:
     def step(self) -> list[tuple[float, Ticket]]:
         """Move to the next event; return what is finished there. There must be a flow."""
         event_s = self._next_event_s()
-        return [(event_s, flow.ticket) for flow in self._work(event_s)]
+        self._work(event_s)
+        finished = [f for f in self.flows if f.dispatched_s <= event_s and f.left_s <= _DUST_S]
+        if finished:
+            self.flows = [flow for flow in self.flows if flow not in finished]
+        return [(event_s, flow.ticket) for flow in finished]
 
     def rehearsal(self) -> SharedLink:
         """Return a link in the same state, to see what would come."""
@@ -107,8 +111,8 @@ class SharedLink:
             event_s = min(event_s, at_s)
         return event_s
 
-    def _work(self, until_s: float) -> list[Flow]:
-        """Move to `until_s`, which no event precedes; return the flows that are finished there."""
+    def _work(self, until_s: float) -> None:
+        """Move to `until_s`, which no event precedes."""
         seconds = until_s - self._now_s
         for flow in self.flows:
             if flow.start_s > self._now_s:
@@ -119,22 +123,23 @@ class SharedLink:
                 flow.backlog_s = max(flow.backlog_s + flow.inflow * seconds - done_s, 0.0)
                 flow.is_starved = flow.backlog_s <= _DUST_S and flow.rate > flow.inflow
         self._now_s = until_s
-        finished = [f for f in self.flows if f.dispatched_s <= until_s and f.left_s <= _DUST_S]
-        if finished:
-            self.flows = [flow for flow in self.flows if flow not in finished]
-        return finished
 
 
 def _divide(flows: list[Flow]) -> None:
-    """Give each flow its max-min fair share: a starved one needs no more than its inflow."""
-    share = 1.0
-    num_left = len(flows)
-    for flow in sorted(flows, key=lambda flow: flow.inflow if flow.is_starved else math.inf):
-        equal = share / num_left
-        flow.is_starved = flow.is_starved and flow.inflow <= equal
-        flow.rate = flow.inflow if flow.is_starved else equal
-        share -= flow.rate
-        num_left -= 1
+    """Give each flow its max-min fair share: a starved one needs no more than its inflow.
+
+    Dividing again changes nothing, to the last bit, so that what is foretold is what happens.
+    """
+    share, num_left = 1.0, len(flows)
+    for flow in sorted((flow for flow in flows if flow.is_starved), key=lambda flow: flow.inflow):
+        flow.is_starved = flow.inflow * num_left <= share
+        if flow.is_starved:
+            flow.rate = flow.inflow
+            share -= flow.rate
+            num_left -= 1
+    for flow in flows:
+        if not flow.is_starved:
+            flow.rate = share / num_left
 
 
 class SimulatedTransfers:

@@ -32,7 +32,7 @@ _ELEMENTWISE_KERNELS = 5
 """Two norms with their additions, rotation, the KV write, the gate."""
 
 _ATTENTION_KERNELS = 3
-"""Attention splits its work, computes and merges: with next to no work it takes as long as three."""
+"""Attention splits its work, computes and merges; with next to no work it takes three launches."""
 
 
 class RooflineCosts:

@@ -104,7 +104,7 @@ def measure(
     Args:
         stage: where they are set up.
         targets: what to measure.
-        num_rounds: how often each is visited, and disturbed ones at most once more.
+        num_rounds: how often each is visited; disturbed ones are up to twice as often.
         rng: orders the visits.
         on_progress: told how far it is.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from evenflow.core.errors import ConfigError
@@ -75,8 +75,8 @@ def grid(reach: Reach, *, quick: bool) -> list[Target]:
     targets = []
     for new in _sizes(reach.max_num_batched_tokens, factor):
         longest = reach.longest(1) - new
-        befores = [0, *contexts[1:]]
-        targets += [Target(((new, before),)) for before in _up_to(longest, befores)]
+        histories = [0, *contexts[1:]]
+        targets += [Target(((new, before),)) for before in _up_to(longest, histories)]
     for batch in _sizes(reach.max_num_seqs, factor):
         longest = reach.longest(batch)
         targets += [
@@ -149,7 +149,7 @@ def _sizes(limit: int, factor: int) -> Iterator[int]:
     yield limit
 
 
-def _up_to(longest: int, values: tuple[int, ...] | list[int]) -> list[int]:
+def _up_to(longest: int, values: Sequence[int]) -> list[int]:
     """Return the values well below `longest`, and `longest`; nothing if there is no room."""
     if longest < min(values):
         return []
