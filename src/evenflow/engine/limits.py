@@ -65,7 +65,7 @@ class ModelLimits:
             self._check_ids(name, ids)
 
     def _check_ids(self, name: str, ids: Sequence[int]) -> None:
-        if any(type(token_id) is not int for token_id in ids):
+        if not set(map(type, ids)) <= {int}:
             raise InvalidRequestError(
                 f"{name} holds something else than token ids",
                 param=name,
