@@ -19,9 +19,10 @@ The last line on stdout is one JSON object:
         arrivals/s with the roofline's step times.
     requests_per_s_table: the same with tables.
     seconds: what those 100,000 took.
-    rss_mb_of_them: most memory in use while they were simulated.
+    peak_rss_mb: most memory in use meanwhile.
     ratio_vidur: Vidur's time divided by evenflow's at RATE; median over rounds.
-    ratio_by_rate: the same at several rates, and at RATE with the roofline instead of tables.
+    ratio_vidur_by_rate: the same at several rates.
+    ratio_vidur_roofline: the same at RATE with the roofline instead of tables.
     ratio_vidur_recording: the same at RATE with the metrics Vidur keeps by default; still no plots.
     ratio_vidur_whole: the same of whole processes, with imports, Vidur's predictor being loaded.
     vidur_training_s: what its predictor takes when nothing is in its cache; with its own grid of
@@ -30,9 +31,10 @@ The last line on stdout is one JSON object:
     vidur_rss_mb: most memory that Vidur took at RATE.
     agreement: by figure (end of the last request, mean time to first token and to the last),
         Vidur's divided by evenflow's at RATE: that both simulate the same.
-    num_requests: in the runs of `requests_per_s` and in those beside Vidur.
+    num_requests: of the runs of evenflow alone and of those beside Vidur.
     rss_mb: by number of requests, most memory in use while so many were streamed from a generator
-        (short answers, so that it does not take long). Not with --quick.
+        (short answers, so that it does not take long). What grows are the columns of the result.
+        Not with --quick.
     million_s: what the million took.
 
 Usage: python benchmarks/simulator_speed.py [--quick] [--rounds N] [--requests N] [--rates R ...]
@@ -221,14 +223,15 @@ def comparison(runs: dict[tuple[str, float], list[Run]], num_requests: int) -> d
 
     def ratio(theirs: str, ours: str, rate: float = RATE, field: str = "run_s") -> float:
         pairs = zip(runs[theirs, rate], runs[ours, rate], strict=True)
-        return round(median(getattr(a, field) / getattr(b, field) for a, b in pairs), 4)
+        return round(float(median(getattr(a, field) / getattr(b, field) for a, b in pairs)), 4)
 
     rates = [rate for name, rate in runs if name == "vidur"]
     by_rate = {f"{rate:g}": ratio("vidur", "evenflow", rate) for rate in rates}
     figures = ("virtual_s", "mean_ttft_s", "mean_e2e_s")
     return {
         "ratio_vidur": by_rate[f"{RATE:g}"],
-        "ratio_by_rate": {**by_rate, "roofline": ratio("vidur", "evenflow roofline")},
+        "ratio_vidur_by_rate": by_rate,
+        "ratio_vidur_roofline": ratio("vidur", "evenflow roofline"),
         "ratio_vidur_recording": ratio("vidur recording", "evenflow"),
         "ratio_vidur_whole": ratio("vidur", "evenflow", field="whole_s"),
         "vidur_training_s": round(runs["vidur training", RATE][0].setup_s, 1),
@@ -274,9 +277,9 @@ def main() -> None:
             "requests_per_s": round(num_many / many["roofline"].run_s),
             "requests_per_s_table": round(num_many / many["table"].run_s),
             "seconds": round(many["roofline"].run_s, 1),
-            "rss_mb_of_them": round(many["roofline"].rss_mb),
+            "peak_rss_mb": round(many["roofline"].rss_mb),
             "ratio_vidur": None,
-            "num_requests": [num_many, args.requests],
+            "num_requests": {"alone": num_many, "beside_vidur": args.requests},
         }
         if python is None:
             print("Vidur is not installed; see --install", file=sys.stderr)

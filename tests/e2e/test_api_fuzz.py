@@ -20,8 +20,8 @@ MODEL = "tiny"
 NUM_EXAMPLES = 30
 TIMEOUT_S = 10
 ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
-# A stream without end, and what makes a healthy server answer 503: other tests use these.
-LEFT_OUT = ("/ui/events", "/admin/drain", "/admin/pause")
+# Streams without end, and what makes a healthy server answer 503: other tests use these.
+LEFT_OUT = ("/ui/events", "/admin/trace", "/admin/drain", "/admin/pause")
 GENERATING = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
 
 

@@ -87,9 +87,9 @@ def simulate(trace: str, **flags: Any) -> None:
             )
             runs.append(run)
     _show(runs, measures)
+    _save(runs, measures, flags)
     for run in runs:
         _explain(run, flags["explain"], is_named=len(runs) > 1)
-    _save(runs, measures, flags)
 
 
 @contextmanager

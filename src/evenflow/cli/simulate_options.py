@@ -172,7 +172,7 @@ _MEASURES = (
     ),
     flag(
         "--price-per-hour",
-        float,
+        click.FloatRange(min=0),
         None,
         "Of one device; without it, what the device's file says, in US dollars.",
     ),
@@ -231,10 +231,17 @@ def variants(flags: Mapping[str, Any]) -> dict[str, Variant]:
 
 
 def measures_of(flags: Mapping[str, Any]) -> Measures:
-    """Return how runs are judged."""
+    """Return how runs are judged.
+
+    Raises:
+        ConfigError: a percentile is out of range.
+    """
+    percentiles = flags["metric_percentiles"]
+    if any(not 0 <= percentile <= 100 for percentile in percentiles):
+        raise ConfigError("--metric-percentiles must be between 0 and 100")
     return Measures(
         slo=flags["slo"],
-        percentiles=flags["metric_percentiles"],
+        percentiles=percentiles,
         price_per_hour=flags["price_per_hour"],
     )
 

@@ -52,13 +52,22 @@ class SchedulerConfig(Area):
 
     @model_validator(mode="after")
     def _leave_room_for_prefill(self) -> Self:
-        if self.max_num_batched_tokens <= self.max_num_seqs:
-            raise ConfigError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must exceed "
-                f"max_num_seqs ({self.max_num_seqs})",
-                why="each of max_num_seqs running requests may take one token of a step, and a "
-                "prompt would then never be computed",
-                fix=f"Set --max-num-batched-tokens to {self.max_num_seqs + 1} or more, or "
-                f"--max-num-seqs to {self.max_num_batched_tokens - 1} or less",
-            )
+        check_step_budget(self.max_num_batched_tokens, self.max_num_seqs)
         return self
+
+
+def check_step_budget(max_num_batched_tokens: int, max_num_seqs: int) -> None:
+    """Check that a step has tokens left when every running request has taken one.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if max_num_batched_tokens <= max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens ({max_num_batched_tokens}) must exceed "
+            f"max_num_seqs ({max_num_seqs})",
+            why="each of max_num_seqs running requests may take one token of a step, and a "
+            "prompt would then never be computed",
+            fix=f"Set --max-num-batched-tokens to {max_num_seqs + 1} or more, or "
+            f"--max-num-seqs to {max_num_batched_tokens - 1} or less",
+        )

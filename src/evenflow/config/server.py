@@ -70,6 +70,13 @@ class ServerConfig(Area):
     enable_log_requests: bool = False
     """Log prompts and parameters of requests at the debug level."""
 
+    record_trace: Path | None = None
+    """File (.jsonl) to record the traffic in: one row per request that ended, with its time, tenant
+    and lengths, and hashes of its prompt. What is there is kept: the new file gets a number."""
+
+    record_trace_prompts: bool = False
+    """Record the token ids of prompts too."""
+
     otlp_traces_endpoint: str | None = None
     """URL of an OpenTelemetry collector (http://127.0.0.1:4318/v1/traces) that gets a trace of
     each request."""

@@ -7,6 +7,8 @@ right whether or not anybody reads a stream.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from evenflow.core.ids import TenantId
@@ -17,6 +19,7 @@ from evenflow.engine.outputs import Delta
 from evenflow.engine.process.messages import AddRequest, StepOutput
 from evenflow.scheduling.admission import AdmissionControl
 from evenflow.server.metrics import ServerMetrics
+from evenflow.server.recording import TrafficRecorder
 from evenflow.server.tracing import Tracer
 
 
@@ -59,6 +62,7 @@ class Books:
         self.idle = asyncio.Event()
         self.idle.set()
         self._open: dict[str, _Entry] = {}
+        self._recorders: list[TrafficRecorder] = []
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._open
@@ -70,6 +74,15 @@ class Books:
         """Return whose live request it is."""
         entry = self._open.get(request_id)
         return entry.tenant_id if entry else None
+
+    @contextmanager
+    def recorded(self, recorder: TrafficRecorder) -> Iterator[None]:
+        """Tell a recorder of the requests that come from now on, until the block is left."""
+        self._recorders.append(recorder)
+        try:
+            yield
+        finally:
+            self._recorders.remove(recorder)
 
     def open(self, command: AddRequest, now_s: float, traceparent: str | None) -> None:
         """Note that a request goes to the engine now."""
@@ -84,6 +97,8 @@ class Books:
             traceparent,
         )
         self.admission.queued(command.request_id, command.tenant_id, num_tokens)
+        for recorder in self._recorders:
+            recorder.on_opened(command, now_s)
 
     def on_accepted(self, request_id: str) -> None:
         """Note that the engine has queued a request."""
@@ -109,6 +124,8 @@ class Books:
         entry = self._open.pop(request_id, None)
         if entry is not None:
             self.admission.ended(request_id, entry.num_output_tokens, now_s)
+            for recorder in self._recorders:
+                recorder.on_closed(request_id)
         if not self._open:
             self.idle.set()
 
@@ -128,6 +145,8 @@ class Books:
 
     def _on_finished(self, entry: _Entry, delta: Delta, at_s: float) -> None:
         self.explains.add(delta)
+        for recorder in self._recorders:
+            recorder.on_finished(delta, at_s)
         explanation = self.explains.get(completion_id(delta.request_id, delta.index))
         if explanation is not None and delta.metrics is not None:
             metrics, gave_up = delta.metrics, delta.finish_reason == "abort"

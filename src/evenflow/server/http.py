@@ -153,6 +153,12 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class RowStream(EventStream):
+    """The same for JSON lines."""
+
+    media_type = "application/x-ndjson"
+
+
 def event(data: object, name: str | None = None) -> bytes:
     """Write one server-sent event with `data` as JSON."""
     head = b"data: " if name is None else b"event: " + name.encode() + b"\ndata: "

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from secrets import token_hex
@@ -32,6 +32,7 @@ from evenflow.scheduling.admission import AdmissionControl
 from evenflow.server.books import Books
 from evenflow.server.errors import NotFoundError
 from evenflow.server.metrics import ServerMetrics
+from evenflow.server.recording import RowFile, TrafficRecorder
 from evenflow.server.tracing import Tracer, build_tracer
 from evenflow.tokenization.loading import load_tokenizer
 from evenflow.tokenization.sentence_tokenizer import SentenceTokenizer, load_sentence_tokenizer
@@ -161,6 +162,7 @@ class Serving:
         self._model: Model | None = None
         self._background: list[Background] = [self._watch_loop, self._log_summary]
         self._tasks: list[asyncio.Task[None]] = []
+        self._recording = ExitStack()
 
     @property
     def name(self) -> str:
@@ -193,6 +195,8 @@ class Serving:
         Raises:
             EvenflowError: the model cannot be served, and why.
         """
+        path = self.config.server.record_trace
+        rows = self._recording.enter_context(closing(RowFile(path))) if path else None
         info, tokenizer = await asyncio.gather(
             self.engine.start(progress), _in_daemon_thread(self._load_tokenizers)
         )
@@ -203,6 +207,8 @@ class Serving:
             ToolCalling(tokenizer, None if parser == "auto" else parser),
             info.limits.max_model_len * tokenizer.max_token_chars,
         )
+        if rows is not None:
+            self._record(rows)
         for job in self._background:
             task = asyncio.create_task(job())
             task.add_done_callback(_log_failure)
@@ -234,6 +240,7 @@ class Serving:
         """Stop the engine."""
         await self._stop_background()
         await self.engine.close()
+        self._recording.close()
         if self._tracer is not None:
             self._tracer.close()
 
@@ -344,6 +351,12 @@ class Serving:
             )
             error.code = "model_not_found"
             raise error
+
+    def _record(self, rows: RowFile) -> None:
+        with_prompts = self.config.server.record_trace_prompts
+        recorder = TrafficRecorder(rows.write, self.clock.now_s(), with_prompts=with_prompts)
+        self._recording.enter_context(self.books.recorded(recorder))
+        logger.info("traffic is recorded to %s", rows.path)
 
     async def _stop_background(self) -> None:
         for task in self._tasks:

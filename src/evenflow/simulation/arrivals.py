@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 
 from evenflow.core.errors import InvalidRequestError
 from evenflow.workloads.request import WorkloadRequest
+from evenflow.workloads.traces.recent import Recent
 
 _BEGIN = WorkloadRequest(num_prompt_tokens=0, num_output_tokens=0, arrival_s=-math.inf)
 _END = WorkloadRequest(num_prompt_tokens=0, num_output_tokens=0, arrival_s=math.inf)
@@ -31,6 +32,8 @@ class Arrivals:
         self._num_due = 0
         # Turns that have been read, of each session whose last turn has not been answered.
         self._turns: dict[str, deque[WorkloadRequest]] = {}
+        # When the last answer to each of the other sessions was complete.
+        self._ends: Recent[str, float] = Recent()
         self._read_next()
 
     @property
@@ -56,26 +59,34 @@ class Arrivals:
                 self._turns[request.session].append(request)
             else:
                 self._turns[request.session] = deque()
-                yield request.arrival_s, request
+                end_s = self._ends.get(request.session)
+                if end_s is None:
+                    yield request.arrival_s, request
+                else:
+                    self._follow(request, end_s)
 
     def answered(self, session: str, now_s: float) -> None:
         """The last turn of a session has been answered: the next one comes when it is due."""
         turns = self._turns[session]
-        if not turns:
+        if turns:
+            self._follow(turns.popleft(), now_s)
+        else:
             del self._turns[session]
-            return
-        request = turns.popleft()
-        due_s = max(request.arrival_s, now_s + request.think_time_s)
+            self._ends.set(session, now_s)
+
+    def _follow(self, request: WorkloadRequest, end_s: float) -> None:
+        """Let a turn come after the answer that was complete at `end_s`."""
+        due_s = max(request.arrival_s, end_s + request.think_time_s)
         heappush(self._due, (due_s, self._num_due, request))
         self._num_due += 1
 
     def _read_next(self) -> WorkloadRequest:
         """Return the next request that was read, and read one more."""
         head, self._head = self._head, next(self._unread, _END)
-        if self._head.arrival_s < head.arrival_s:
+        if not head.arrival_s <= self._head.arrival_s < math.inf and self._head is not _END:
             raise InvalidRequestError(
                 "the workload is not in order of arrival",
                 why=f"{self._head.arrival_s} s comes after {head.arrival_s} s",
-                fix="Sort it by arrival_s",
+                fix="Sort it by arrival_s, which must be finite",
             )
         return head

@@ -96,10 +96,12 @@ class _Worker:
         """Queue a request; with KV that it brings only if there is room for that now."""
         engine = self.instance.engine
         if job.prefilled is not None:
-            kv = engine.scheduler.kv
-            is_full = kv.blocks_for(len(job.prompt)) + len(engine.scheduler.running) > (
-                kv.num_available_blocks
-            )
+            scheduler = engine.scheduler
+            kv = scheduler.kv
+            # What those who wait have brought counts as available, too.
+            num_waiting_blocks = sum(kv.blocks_for(r.num_tokens) for r in scheduler.waiting)
+            num_needed_blocks = kv.blocks_for(len(job.prompt)) + len(scheduler.running)
+            is_full = num_needed_blocks > kv.num_available_blocks - num_waiting_blocks
             if is_full and engine.has_work:
                 return False
             kv.adopt(job.prompt)

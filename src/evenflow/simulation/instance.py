@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from evenflow.config.scheduler import check_step_budget
 from evenflow.core.clock import VirtualClock
 from evenflow.core.ids import TenantId
 from evenflow.core.sampling import SamplingParams
@@ -33,8 +34,12 @@ class SimulationSettings:
         max_num_seqs: most running requests.
         max_num_batched_tokens: token budget of a step.
         block_size: tokens per block.
-        max_model_len: most tokens of prompt and output together; longer prompts are rejected.
+        max_model_len: most tokens of prompt and output together, as far as the blocks hold them;
+            longer prompts are rejected.
         enable_prefix_caching: whether the content of full blocks is found again.
+
+    Raises:
+        ConfigError: the token budget leaves nothing for prompts.
     """
 
     num_blocks: int
@@ -44,6 +49,9 @@ class SimulationSettings:
     block_size: int = 16
     max_model_len: int = 32_768
     enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        check_step_budget(self.max_num_batched_tokens, self.max_num_seqs)
 
     def build_scheduler(self, directory: TenantDirectory | None = None) -> Scheduler:
         """Build the scheduler with its KV memory."""
@@ -86,7 +94,9 @@ class Instance:
         log_steps: bool = False,
     ) -> None:
         scheduler = settings.build_scheduler(directory)
-        limits = ModelLimits(settings.max_model_len, MAX_TOKEN_ID + 1)
+        # What does not fit even into all blocks would wait for ever.
+        num_kv_tokens = settings.num_blocks * settings.block_size
+        limits = ModelLimits(min(settings.max_model_len, num_kv_tokens), MAX_TOKEN_ID + 1)
         self.clock = VirtualClock()
         self.log = StepLog(scheduler) if log_steps else None
         self.executor = SimulatedExecutor(costs, self.clock, self.log)

@@ -11,6 +11,7 @@ from itertools import chain, repeat
 from zlib import crc32
 
 from evenflow.workloads.request import WorkloadRequest
+from evenflow.workloads.traces.recent import Recent
 
 MAX_TOKEN_ID = 0x7FFF_FFFF
 
@@ -23,10 +24,14 @@ def answer_token(request_id: str) -> int:
 
 
 class Prompts:
-    """Writes prompts, and remembers what was said in sessions."""
+    """Writes prompts, and remembers what was said in sessions.
+
+    A great many sessions that wait for their next turn are remembered, those answered last.
+    """
 
     def __init__(self) -> None:
-        self._conversations: dict[str, _Runs] = {}
+        self._unanswered: dict[str, _Runs] = {}
+        self._answered: Recent[str, _Runs] = Recent()
 
     def write(self, request: WorkloadRequest, request_id: str) -> list[int]:
         """Return the token ids of a request, those of the conversation it continues included.
@@ -37,13 +42,13 @@ class Prompts:
         runs: _Runs = tuple((_token_of(text), num_tokens) for text, num_tokens in texts)
         if request.session is not None:
             if request.continues:
-                runs = self._conversations.get(request.session, ()) + runs
-            self._conversations[request.session] = runs
+                runs = (self._answered.get(request.session) or ()) + runs
+            self._unanswered[request.session] = runs
         return list(chain.from_iterable(repeat(token_id, count) for token_id, count in runs))
 
     def answer(self, session: str, token_id: int, num_tokens: int) -> None:
-        """Add an answer to what was said in a session."""
-        self._conversations[session] += ((token_id, num_tokens),)
+        """Add the answer to the prompt that was written last to what was said in a session."""
+        self._answered.set(session, (*self._unanswered.pop(session), (token_id, num_tokens)))
 
 
 @lru_cache(maxsize=65_536)

@@ -41,7 +41,7 @@ class SimulationResult:
         num_cached_tokens: prompt tokens found in the prefix cache.
         num_preemptions: times it lost its memory.
         tenant: whose it was.
-        finish_reason: how it ended: "length", "timeout" or "rejected".
+        finish_reason: how it ended: "length" or "rejected".
         itl_s: the times between successive tokens of a request that occurred, ascending.
         itl_counts: how often each did.
         duration_s: when the last request ended.
@@ -118,10 +118,10 @@ class ResultBuilder:
             values.append(getattr(metrics, name))
 
     def reject(
-        self, request_id: str, tenant_id: TenantId, now_s: float, num_prompt_tokens: int
+        self, request_id: str, tenant_id: TenantId, arrival_s: float, num_prompt_tokens: int
     ) -> None:
         """Take in a request that was never served."""
-        metrics = RequestMetrics(now_s, None, now_s, 0, 0, 0, num_prompt_tokens, tenant_id)
+        metrics = RequestMetrics(arrival_s, None, arrival_s, 0, 0, 0, num_prompt_tokens, tenant_id)
         self.add(request_id, REJECTED, metrics)
 
     def build(

@@ -27,7 +27,8 @@ class StepLog:
     """One row per step; neighbouring rows are merged once there are too many.
 
     Of a merged row, `start_s` and the gauges `num_running`, `num_waiting` and `num_used_blocks` are
-    those of its first step, and the other columns are sums.
+    those of its first step, and the other columns are sums. While steps are taken together, the
+    gauges stay what they were before.
 
     Args:
         scheduler: whose gauges are read.

@@ -63,6 +63,12 @@ def test_longest_request_is_bounded_by_model_and_memory() -> None:
     assert Variant(max_model_len=99).settings().max_model_len == 99
 
 
+def test_settings_are_refused_when_memory_cannot_hold_the_longest_request() -> None:
+    assert Variant(num_blocks=4, max_model_len=64).settings().max_model_len == 64
+    with pytest.raises(ConfigError, match="cannot hold one request of 65 tokens"):
+        Variant(num_blocks=4, max_model_len=65).settings()
+
+
 def test_profile_needs_no_model_and_no_device_when_blocks_are_given(profile: str) -> None:
     variant = Variant(costs=profile, num_blocks=10)
     assert (variant.model_name, variant.device_name) == ("tiny", "an abacus")
@@ -94,6 +100,7 @@ def test_settings_can_be_written_as_json() -> None:
         ({"tp": 0}, "--tp must be positive"),
         ({"num_blocks": 0}, "--num-blocks-override must be positive"),
         ({"request_rate": math.nan}, "--request-rate must be positive"),
+        ({"max_model_len": 0}, "--max-model-len must be positive"),
         ({"max_num_batched_tokens": 1}, "--max-num-batched-tokens must be at least 2"),
         ({"memory_utilization": 1.5}, "--gpu-memory-utilization"),
         ({"costs": "profile:x.json"}, "does not say how much memory"),

@@ -121,10 +121,13 @@ def test_simulate_tells_where_the_time_of_a_request_went(simulate: Simulate) -> 
     assert "queued" in result.stdout
 
 
-def test_simulate_refuses_to_explain_what_is_not_there(simulate: Simulate) -> None:
-    result = simulate("--explain", "40")
+def test_simulate_saves_its_result_when_there_is_nothing_to_explain(
+    simulate: Simulate, tmp_path: Path
+) -> None:
+    result = simulate("--explain", "40", "--save-result", str(tmp_path / "r.json"))
     assert result.exit_code == 2
     assert "there is no request '40'" in result.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["completed"] == 40
 
 
 def test_simulate_writes_report_and_timeline(simulate: Simulate, tmp_path: Path) -> None:
@@ -173,6 +176,7 @@ def test_simulate_charges_the_price_that_is_given(simulate: Simulate, tmp_path: 
         (("--device", "abacus"), "there is no device 'abacus'"),
         (("--costs", "guess"), "there are no costs 'guess'"),
         (("--limit", "0"), "--num-prompts must be positive"),
+        (("--metric-percentiles", "101"), "--metric-percentiles must be between 0 and 100"),
     ],
 )
 def test_simulate_says_what_is_wrong(

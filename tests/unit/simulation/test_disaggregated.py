@@ -77,3 +77,12 @@ def test_requests_wait_for_memory_of_the_decode_instance_and_none_is_lost() -> N
     assert result.num_output_tokens.tolist() == [11] * 12
     assert not math.isnan(result.end_s.sum())
     assert result.itl_s.max() > 1.0
+
+
+def test_kv_that_was_handed_over_is_not_displaced_by_that_of_others_who_come_with_it() -> None:
+    small = SimulationSettings(num_blocks=10, block_size=4)
+    result = served([request(0.0) for _ in range(3)], decode=small)
+    # A prompt that is computed again takes a second.
+    assert result.itl_s.max() < 3.0
+    assert result.end_s[0] == pytest.approx(1.0 + 0.2 + 10 * 0.1)
+    assert result.end_s[1] == pytest.approx(1.0 + 0.2 + 2 * 10 * 0.1)

@@ -71,7 +71,7 @@ def _requests(run: SimulatedRun) -> Iterator[dict[str, Any]]:
             float(times[index]) * 1e6
             for times in (result.arrival_s, result.first_token_s, result.end_s)
         )
-        span = {"cat": "request", "id": index, "tid": 2}
+        span = {"cat": "request", "id2": {"local": index}, "tid": 2}
         arguments = {
             "tenant": result.tenant[index],
             "finish_reason": result.finish_reason[index],

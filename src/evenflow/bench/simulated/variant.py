@@ -82,7 +82,8 @@ class Variant:
 
     def __post_init__(self) -> None:
         """Check what other rooms do not check."""
-        for name in ("request_rate", "tp", "pp", "block_size", "max_num_seqs", "num_blocks"):
+        names = ("request_rate", "tp", "pp", "block_size", "max_num_seqs", "num_blocks")
+        for name in (*names, "max_model_len"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{_flag(name)} must be positive", why=f"it is {value}")
@@ -123,7 +124,8 @@ class Variant:
         """Return the engine to simulate.
 
         Raises:
-            ConfigError: the model or the device is not known, or does not fit.
+            ConfigError: the model or the device is not known, or the model or the longest request
+                does not fit.
         """
         num_blocks, longest = self.num_blocks, math.inf
         if num_blocks is None:
@@ -138,13 +140,20 @@ class Variant:
                 kv_memory_bytes=None if self.kv_memory is None else _bytes(self.kv_memory),
                 memory_utilization=self.memory_utilization,
             )
+        num_tokens = num_blocks * self.block_size
+        if self.max_model_len is not None and self.max_model_len > num_tokens:
+            raise ConfigError(
+                f"the KV memory cannot hold one request of {self.max_model_len:,} tokens",
+                why=f"it holds {num_tokens:,} tokens",
+                fix=f"Use --max-model-len {num_tokens} or less, or more KV memory",
+            )
         return SimulationSettings(
             num_blocks=num_blocks,
             policy=self.policy,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             block_size=self.block_size,
-            max_model_len=self.max_model_len or int(min(longest, num_blocks * self.block_size)),
+            max_model_len=self.max_model_len or int(min(longest, num_tokens)),
             enable_prefix_caching=self.enable_prefix_caching,
         )
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
 
-from evenflow.core.errors import InvalidRequestError
+from evenflow.core.errors import EvenflowError, InvalidRequestError
 from evenflow.core.ids import DEFAULT_TENANT, TenantId
+from evenflow.engine.openai import error_body
 from evenflow.server.endpoint import Endpoint, Shared, only_operators
 from evenflow.server.errors import NotFoundError
 from evenflow.server.fields import known_fields
+from evenflow.server.http import RowStream
+from evenflow.server.recording import RowQueue, TrafficRecorder
 from evenflow.server.schemas import json_body
+from evenflow.server.serving import Serving
 
 _DEFAULT_TTL_S = 300.0
 _MAX_TTL_S = 86400
 _MAX_LISTED = 10_000
+_BLANK_LINE_S = 1.0
+"""How long a listener hears nothing at most: so both sides notice when the other one is gone."""
 
 routes = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(only_operators)])
 
@@ -83,6 +91,12 @@ async def list_requests(shared: Shared) -> dict[str, Any]:
     return {"requests": await shared.serving.engine.call("list_requests", limit=_MAX_LISTED)}
 
 
+@routes.get("/trace")
+async def trace(shared: Shared) -> Response:
+    """Stream a row of the trace schema for each request that comes and ends from now on."""
+    return RowStream(_recorded(shared.serving))
+
+
 @routes.get("/sessions")
 async def list_sessions(shared: Shared) -> dict[str, Any]:
     """List sessions and what they keep in memory."""
@@ -126,6 +140,22 @@ async def release_session(
         session_id=session_id,
     )
     return {"id": session_id, "released": True}
+
+
+async def _recorded(serving: Serving) -> AsyncGenerator[bytes]:
+    """Yield rows as they come, a blank line to begin with and whenever there are none."""
+    queue = RowQueue()
+    with serving.books.recorded(TrafficRecorder(queue.write, serving.clock.now_s())):
+        while not (serving.stopping.is_set() or queue.is_overrun):
+            yield queue.take() or b"\n"
+            await queue.wait(_BLANK_LINE_S)
+    yield queue.take()
+    if queue.is_overrun:
+        slow = EvenflowError(
+            "the recording ends here", why="rows were not read as fast as requests ended"
+        )
+        slow.code = "listener_too_slow"
+        yield msgspec.json.encode({"error": error_body(slow)}) + b"\n"
 
 
 def _tenant(shared: Endpoint, fields: dict[str, Any]) -> TenantId:
