@@ -45,7 +45,9 @@ def test_counters_tell_running_waiting_and_memory(tmp_path: Path) -> None:
 
 def test_requests_are_spans_cut_by_the_first_token(tmp_path: Path) -> None:
     run = a_run(num_requests=3)
-    spans = [e for e in of_kind(events([run], tmp_path / "t.json"), "b", "e") if e["id"] == 1]
+    spans = [
+        e for e in of_kind(events([run], tmp_path / "t.json"), "b", "e") if e["id2"]["local"] == 1
+    ]
     named = [(e["ph"], e["name"]) for e in spans]
     assert named == [
         ("b", "request 1"),
