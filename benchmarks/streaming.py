@@ -4,7 +4,9 @@ Serves the model, opens --streams streams at once with the load tool, and reads 
 own metrics what happened between two steps of the engine: sending what the last one brought and
 taking new requests. The same requests then run in one process without any server (`LLM`), in
 turns, for the time of a whole step. Server, engine and the client that reads share the machine's
-cores, which the engine alone has in the other case; that is the price of `step_ratio`.
+cores, which the engine alone has in the other case; that is the price of `step_ratio`. With
+--own-core the engine computes with one thread on a core of its own, all others share the rest, and
+nothing is compared.
 
 The last line on stdout is one JSON object:
     streams: streams open at once.
@@ -12,16 +14,18 @@ The last line on stdout is one JSON object:
         together.
     burst_p99_ms: the same with the steps in which the streams were opened, all at once.
     health_p50_ms, health_p99_ms: time of a GET /health while the streams are open.
-    step_ratio: median time per output token with the server divided by that without, over rounds.
+    step_ratio: median time per output token with the server divided by that without, over rounds;
+        null with --own-core.
     steps: steps with all streams open that were measured.
 
-Usage: python benchmarks/streaming.py [--quick] [--streams 100] [--model smollm2]
+Usage: python benchmarks/streaming.py [--quick] [--own-core] [--streams 100] [--model smollm2]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import socket
 import statistics
@@ -32,6 +36,8 @@ import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
+
+import psutil
 
 from evenflow import LLM, SamplingParams
 from evenflow.bench.config import BenchConfig
@@ -45,18 +51,28 @@ BUCKET = re.compile(r'evenflow:step_handover_seconds_bucket\{le="([^"]+)"\} (\S+
 class Server:
     """A server process on a free port."""
 
-    def __init__(self, model: str, num_streams: int) -> None:
+    def __init__(self, model: str, num_streams: int, *, own_core: bool) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         command = [str(Path(sys.executable).with_name("evenflow")), "serve", model]
         command += ["--port", self.url.rpartition(":")[2], "--kv-cache-memory", "2GiB"]
         command += ["--max-num-seqs", str(num_streams), "--max-num-batched-tokens", "256"]
+        command += ["--num-threads", "1"] if own_core else []
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while not self.is_ready():
             if self.process.poll() is not None:
                 raise SystemExit("the server does not start")
             time.sleep(0.05)
+
+    def give_engine_a_core(self) -> None:
+        """Keep the engine's process to the first core, and the server and this process off it."""
+        server = psutil.Process(self.process.pid)
+        engine = max(server.children(), key=lambda child: child.memory_info().rss)
+        first, *others = sorted(os.sched_getaffinity(0))
+        for pid, cores in ((engine.pid, [first]), (server.pid, others), (os.getpid(), others)):
+            for thread in psutil.Process(pid).threads():
+                os.sched_setaffinity(thread.id, cores)
 
     def is_ready(self) -> bool:
         """Return whether it takes requests."""
@@ -166,17 +182,28 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short round, under 50 s")
+    parser.add_argument(
+        "--own-core", action="store_true", help="which the engine shares with nobody"
+    )
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--model", default="smollm2")
     args = parser.parse_args()
     num_tokens, rounds = (24, 1) if args.quick else (64, 3)
-    llm = LLM(
-        args.model, kv_cache_memory="2GiB", max_num_seqs=args.streams, enable_prefix_caching=False
-    )
-    server = Server(args.model, args.streams)
+    llm = None
+    if not args.own_core:
+        llm = LLM(
+            args.model,
+            kv_cache_memory="2GiB",
+            max_num_seqs=args.streams,
+            enable_prefix_caching=False,
+        )
+    server = Server(args.model, args.streams, own_core=args.own_core)
+    if args.own_core:
+        server.give_engine_a_core()
     try:
         streamed(server, args.streams, 4)
-        alone(llm, args.streams, 4)
+        if llm is not None:
+            alone(llm, args.streams, 4)
         before = server.handover_buckets()
         ratios, health = [], []
         steady: Counter[float] = Counter()
@@ -186,7 +213,8 @@ def main() -> None:
                 with_server = streamed(server, args.streams, num_tokens)
             steady.update(streams.buckets())
             health += probe.seconds
-            ratios.append(with_server / alone(llm, args.streams, num_tokens))
+            if llm is not None:
+                ratios.append(with_server / alone(llm, args.streams, num_tokens))
         buckets = {le: count - before[le] for le, count in server.handover_buckets().items()}
     finally:
         server.process.terminate()
@@ -201,7 +229,7 @@ def main() -> None:
                 "burst_p99_ms": 1e3 * percentile(buckets, 0.99),
                 "health_p50_ms": round(1e3 * statistics.median(health), 2),
                 "health_p99_ms": round(1e3 * health[int(0.99 * (len(health) - 1))], 2),
-                "step_ratio": round(statistics.median(ratios), 3),
+                "step_ratio": round(statistics.median(ratios), 3) if ratios else None,
                 "steps": int(max(steady.values())),
             }
         )
