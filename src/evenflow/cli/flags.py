@@ -75,3 +75,13 @@ def switch(name: str, text: str) -> Decorator:
 def one_of(values: object) -> click.Choice[str]:
     """Return the type of an option whose values are those of a `Literal`."""
     return click.Choice(get_args(values))
+
+
+PERCENTILES = flag(
+    "--metric-percentiles",
+    str,
+    "50,90,99",
+    "Percentiles of latencies.",
+    metavar="LIST",
+    callback=number_list,
+)

@@ -20,7 +20,7 @@ from evenflow.bench.simulated.variant import (
     sweep_name,
     variants_of,
 )
-from evenflow.cli.flags import flag, number_list, numbers
+from evenflow.cli.flags import PERCENTILES, flag, numbers
 from evenflow.cli.workload_options import LENGTHS, TRAFFIC
 from evenflow.core.errors import ConfigError
 
@@ -162,14 +162,7 @@ _MEASURES = (
         metavar="METRIC:MS,...",
         callback=_slo,
     ),
-    flag(
-        "--metric-percentiles",
-        str,
-        "50,90,99",
-        "Percentiles of latencies.",
-        metavar="LIST",
-        callback=number_list,
-    ),
+    PERCENTILES,
     flag(
         "--price-per-hour",
         click.FloatRange(min=0),
