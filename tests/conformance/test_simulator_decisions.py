@@ -17,7 +17,7 @@ from evenflow.engine.limits import ModelLimits
 from evenflow.execution.costs import StepShape, shape_of
 from evenflow.execution.executor import ScriptedExecutor
 from evenflow.scheduling.plan import StepPlan, StepResult
-from evenflow.scheduling.policy import available_policies
+from evenflow.scheduling.policy import available_policies, load_policy
 from evenflow.simulation import instance
 from evenflow.simulation.executor import SimulatedExecutor
 from evenflow.simulation.instance import SimulationSettings
@@ -115,12 +115,15 @@ def decisions_of_simulator(
 
     class Recorder(SimulatedExecutor):
         def execute(self, plan: StepPlan) -> StepResult:
-            decisions.append(decision(plan.requests, plan.num_new_tokens, engines[0]))
+            work = dict(zip(plan.requests, plan.num_new_tokens, strict=True))
+            work |= dict.fromkeys(plan.coasting, 1)
+            requests = [r for r in engines[0].scheduler.running if r in work]
+            decisions.append(decision(requests, [work[r] for r in requests], engines[0]))
             return super().execute(plan)
 
-        def coast(self, requests: Sequence[Request], max_steps: int, until_s: float) -> int:
-            num_steps = super().coast(requests, max_steps, until_s)
-            step = {r.request_id: 1 for r in requests}
+        def coast(self, *args: Any) -> int:
+            step = {r.request_id: 1 for r in engines[0].scheduler.running}
+            num_steps = super().coast(*args)
             decisions.extend((step, []) for _ in range(num_steps))
             return num_steps
 
@@ -172,5 +175,5 @@ def test_simulator_decides_as_the_engine_does(
             assert who == same, step
             # A stride does not say where each of its steps lay, but where the next one does.
             assert blocks in ([], there), step
-        assert any(not blocks for _, blocks in decided)
+        assert any(not blocks for _, blocks in decided) != load_policy(policy).ranks_tenants
         assert (name != "roomy") == bool(result.num_preemptions.any())

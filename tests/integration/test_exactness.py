@@ -25,7 +25,7 @@ NUM_OUTPUT = 16
 BLOCK_SIZE = 16
 
 
-class RandomChunks:
+class RandomChunks(Policy):
     """Divides every step at random: any subset of the requests, any part of their prompts."""
 
     rank_changes_with_time = True
@@ -34,7 +34,7 @@ class RandomChunks:
         self._inner = load_policy("fcfs")
         self._rng = rng
 
-    def rank(self, requests: Any, now_s: float) -> Any:
+    def rank(self, requests: Any, view: Any) -> Any:
         return [(float(self._rng.random()),) for _ in requests]
 
     def admit(self, request: Any, memory: Any) -> bool:

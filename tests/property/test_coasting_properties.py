@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.core.clock import VirtualClock
+from evenflow.core.errors import IntegrityError
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine
 from evenflow.execution.costs import StepShape
 from evenflow.fairness.tenants import Tenant, TenantDirectory, TenantLimits
-from evenflow.scheduling.coasting import coast, coasting_steps
+from evenflow.scheduling.coasting import Coast
+from evenflow.scheduling.policies.fcfs import Fcfs
 from evenflow.simulation.executor import SimulatedExecutor
 from support.scripted_engine import make_engine
 
@@ -48,7 +52,7 @@ engines = st.fixed_dictionaries(
         "block_size": st.sampled_from([1, 4, 16]),
         "max_num_seqs": st.integers(1, 6),
         "max_num_batched_tokens": st.integers(7, 40),
-        "policy": st.sampled_from(["fcfs", "priority"]),
+        "policy": st.sampled_from(["fcfs", "priority", "vtc"]),
         "enable_prefix_caching": st.booleans(),
         "max_model_len": st.just(100),
     }
@@ -84,9 +88,16 @@ def _copy(request: Any) -> Any:
 
 
 def serve(
-    rows: list[Arrival], options: dict[str, Any], *, coasts: bool
+    rows: list[Arrival], options: dict[str, Any], *, coasts: bool, lands: bool = True
 ) -> tuple[dict[int, list[Any]], dict[str, Any], SimulatedExecutor]:
-    """Serve requests; return snapshots by number of steps, the ends, and the executor."""
+    """Serve requests; return snapshots by number of steps, the ends, and the executor.
+
+    Args:
+        rows: the requests.
+        options: the engine.
+        coasts: take equal steps together.
+        lands: look at everything again and again, and not only at the end.
+    """
     options = dict(options)
     if options["block_size"] == 1:
         options["num_blocks"] += 80
@@ -97,6 +108,7 @@ def serve(
     engine._executor = executor
     snapshots, ends = {}, {}
     coming = list(enumerate(rows))
+    coast = Coast(engine.scheduler, executor.answer)
     while coming or engine.has_work:
         while coming and coming[0][1][0] <= clock.now_s():
             number, (_, num_prompt, num_output, text, tenant, priority) = coming.pop(0)
@@ -110,26 +122,32 @@ def serve(
         if not engine.has_work:
             clock.advance_to(coming[0][1][0])
             continue
-        for delta in engine.step():
-            if delta.finish_reason is not None:
-                ends[delta.request_id] = (delta.metrics, delta.events)
-        snapshots[executor.num_steps] = snapshot(engine)
-        if coasts and (max_steps := coasting_steps(engine.scheduler)):
+        if not coasts:
+            deltas = engine.step()
+        elif max_steps := coast.max_steps():
             until_s = coming[0][1][0] if coming else math.inf
-            num_steps = executor.coast(engine.scheduler.running, max_steps, until_s)
-            coast(engine.scheduler, num_steps, executor.answer)
+            num_running = len(engine.scheduler.running)
+            num_steps = executor.coast(num_running, coast.num_context_tokens, max_steps, until_s)
+            deltas = engine.report(coast.take(num_steps, clock.now_s()))
+        else:
+            coast.begin_single()
+            deltas = engine.step()
+            deltas += engine.report(coast.end_single(clock.now_s()))
+        ends |= {d.request_id: (d.metrics, d.events) for d in deltas if d.metrics is not None}
+        if lands or not engine.has_work:
+            coast.land()
             engine.scheduler.check_integrity()
             snapshots[executor.num_steps] = snapshot(engine)
     return snapshots, ends, executor
 
 
 @settings(max_examples=150, deadline=None)
-@given(arrivals, engines)
+@given(arrivals, engines, st.booleans())
 def test_coasting_leaves_behind_what_single_steps_do(
-    rows: list[Arrival], options: dict[str, Any]
+    rows: list[Arrival], options: dict[str, Any], lands: bool
 ) -> None:
     alone, ends, executor = serve(rows, options, coasts=False)
-    together, same_ends, coaster = serve(rows, options, coasts=True)
+    together, same_ends, coaster = serve(rows, options, coasts=True, lands=lands)
     assert coaster.num_steps == executor.num_steps
     for number, state in together.items():
         assert state == alone[number], number
@@ -143,3 +161,33 @@ def test_coasting_takes_most_steps_of_a_long_answer_together() -> None:
     alone, _, _ = serve(rows, options, coasts=False)
     together, _, _ = serve(rows, options, coasts=True)
     assert len(together) < len(alone) / 8
+
+
+def test_steps_list_none_of_those_who_coast() -> None:
+    engine, _ = make_engine(num_blocks=200, max_model_len=128)
+    coast = Coast(engine.scheduler, SimulatedExecutor.answer)
+    listed = []
+    for number in range(6):
+        params = SamplingParams(max_tokens=90, ignore_eos=True)
+        engine.add_request(str(number), [number] * 5, params)
+        coast.begin_single()
+        engine.step()
+        coast.end_single(0.0)
+        listed.append([request.request_id for request in engine.scheduler.plan.requests])
+    assert listed == [[str(number)] for number in range(6)]
+    coast.land()
+    assert [r.num_output_tokens for r in engine.scheduler.running] == [6, 5, 4, 3, 2, 1]
+
+
+def test_policy_that_leaves_out_a_decode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def last_only(_: Any, residents: Sequence[Any], __: int) -> list[int]:
+        return [0] * (len(residents) - 1) + [residents[-1].num_tokens]
+
+    engine, _ = make_engine()
+    engine.add_request("a", [1] * 5, SamplingParams(max_tokens=9))
+    engine.step()
+    engine.add_request("b", [2] * 5, SamplingParams(max_tokens=9))
+    Coast(engine.scheduler, SimulatedExecutor.answer).begin_single()
+    monkeypatch.setattr(Fcfs, "compose", last_only)
+    with pytest.raises(IntegrityError, match="decodes"):
+        engine.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 
 from hypothesis import settings
@@ -15,24 +16,36 @@ from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine, completion_id
 from evenflow.engine.limits import ModelLimits
 from evenflow.memory.kv_cache_manager import KVCacheManager
-from evenflow.scheduling.policy import AdmissionView, RankKey, load_policy
+from evenflow.memory.lower_tier import LowerTier
+from evenflow.memory.residency import Residency
+from evenflow.memory.transfers import Tier
+from evenflow.scheduling.policy import (
+    AdmissionView,
+    Policy,
+    RankKey,
+    SchedulingView,
+    load_policy,
+)
 from evenflow.scheduling.scheduler import Scheduler
+from evenflow.scheduling.switching import SwitchOptions
 from support.kv_checking_executor import KVCheckingExecutor
 from support.scripted_engine import VOCAB_SIZE, scripted_token
+from support.slot_transfers import Slots, SlotTransfers
 
 BLOCK_SIZE = 4
 MAX_MODEL_LEN = 48
 
 
-class ArbitraryPolicy:
+class ArbitraryPolicy(Policy):
     """Decides by lot, within what the protocol allows."""
 
     rank_changes_with_time = True
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
+        self._num_displaced = 0
 
-    def rank(self, requests: Sequence[RequestView], now_s: float) -> list[RankKey]:
+    def rank(self, requests: Sequence[RequestView], view: SchedulingView) -> list[RankKey]:
         return [(self._random.random(),) for _ in requests]
 
     def admit(self, request: RequestView, memory: AdmissionView) -> bool:
@@ -40,6 +53,12 @@ class ArbitraryPolicy:
 
     def victims(self, residents: Sequence[RequestView]) -> Sequence[RequestView]:
         return self._random.sample(residents, len(residents))
+
+    def displaces(
+        self, candidate: RequestView, resident: RequestView, view: SchedulingView
+    ) -> bool:
+        self._num_displaced += 1  # nobody is ousted for ever
+        return self._num_displaced < 100 and self._random.random() < 0.3
 
     def compose(self, residents: Sequence[RequestView], token_budget: int) -> list[int]:
         counts = [0] * len(residents)
@@ -52,16 +71,60 @@ class ArbitraryPolicy:
         return counts
 
 
+@dataclass
+class LowerTiers:
+    """What lies below the device, and how unreliable it is."""
+
+    num_host_blocks: int
+    num_disk_blocks: int
+    failure_rate: float
+    seed: int
+    by_group: bool
+    keep_copies: bool
+
+    def build(self, device: Slots) -> Residency:
+        transfers = SlotTransfers(
+            device, BLOCK_SIZE, Random(self.seed), failure_rate=self.failure_rate
+        )
+        disk = LowerTier(Tier.DISK, self.num_disk_blocks) if self.num_disk_blocks else None
+        return Residency(
+            transfers,
+            LowerTier(Tier.HOST, self.num_host_blocks, tenant_share=0.5),
+            disk,
+            by_group=self.by_group,
+            keep_copies=self.keep_copies,
+        )
+
+
+lower_tiers = st.builds(
+    LowerTiers,
+    num_host_blocks=st.sampled_from([1, 5, 20, 60]),
+    num_disk_blocks=st.sampled_from([0, 0, 3, 30]),
+    failure_rate=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+    seed=st.integers(0, 1000),
+    by_group=st.booleans(),
+    keep_copies=st.booleans(),
+)
+
+
 class KVContentsMachine(RuleBasedStateMachine):
     """Drives an engine whose executor checks the KV, and follows every completion from outside."""
 
     @initialize(
-        policy=st.sampled_from(["fcfs", "priority"]) | st.integers(0, 1000),
+        policy=st.sampled_from(["fcfs", "priority", "fair"]) | st.integers(0, 1000),
         num_blocks=st.sampled_from([1, 3, 12, 13, 16, 40]),
         initial_group_blocks=st.sampled_from([1, 4, 60]),
         max_num_seqs=st.sampled_from([1, 4, 6]),
         token_budget=st.sampled_from([7, 20, 60]),
         caching=st.booleans(),
+        tiers=st.none() | lower_tiers,
+        switching=st.builds(
+            SwitchOptions,
+            mode=st.sampled_from(["auto", "swap", "recompute"]),
+            timing=st.sampled_from(["auto", "beside", "between"]),
+            write_back=st.booleans(),
+            keep_head=st.booleans(),
+        ),
     )
     def start(
         self,
@@ -71,21 +134,25 @@ class KVContentsMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         token_budget: int,
         caching: bool,
+        tiers: LowerTiers | None,
+        switching: SwitchOptions,
     ) -> None:
+        self.executor = KVCheckingExecutor(scripted_token, BLOCK_SIZE)
         self.kv = KVCacheManager(
             num_blocks,
             BLOCK_SIZE,
             enable_prefix_caching=caching,
             initial_group_blocks=initial_group_blocks,
+            residency=None if tiers is None else tiers.build(self.executor.store),
         )
         self.scheduler = Scheduler(
             load_policy(policy) if isinstance(policy, str) else ArbitraryPolicy(policy),
             self.kv,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=token_budget,
+            switching=switching,
         )
         self.max_model_len = min(MAX_MODEL_LEN, num_blocks * BLOCK_SIZE)
-        self.executor = KVCheckingExecutor(scripted_token, BLOCK_SIZE)
         limits = ModelLimits(self.max_model_len, VOCAB_SIZE)
         self.engine = Engine(self.scheduler, self.executor, VirtualClock(), limits)
         self.prompts: list[list[int]] = []

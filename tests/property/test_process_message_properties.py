@@ -131,6 +131,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         session_id=st.none() | TEXT,
     ),
     messages.Abort: st.builds(messages.Abort, TEXT, TEXT),
+    messages.SetPriority: st.builds(messages.SetPriority, TEXT, st.integers(-(2**31), 2**31)),
     messages.EncodeSentences: st.builds(
         messages.EncodeSentences, COUNT, st.lists(st.lists(COUNT, max_size=3), max_size=2), pooling
     ),

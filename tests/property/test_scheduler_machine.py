@@ -26,7 +26,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Drives an engine with little memory, and follows every completion from outside."""
 
     @initialize(
-        policy=st.sampled_from(["fcfs", "priority"]),
+        policy=st.sampled_from(["fcfs", "priority", "vtc", "fair"]),
         num_blocks=st.sampled_from([12, 16, 40]),
         caching=st.booleans(),
     )

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.core.clock import VirtualClock
-from evenflow.execution.transfers import Ticket, Tier
 from evenflow.memory.extents import Extent
+from evenflow.memory.transfers import Ticket, Tier
 from evenflow.simulation.links import SimulatedTransfers
 from evenflow.simulation.shapes import LinkShape
 from support.fluid_link import FluidFlow, finish_times
+from support.tickets import tickets_of
 
 TICK_S = 0.01
 DIRECTIONS = ((Tier.DEVICE, Tier.HOST), (Tier.HOST, Tier.DEVICE))
@@ -55,7 +56,7 @@ def test_completions_are_those_of_a_link_stepped_in_tiny_ticks(
     def run_until(now_s: float) -> None:
         while (next_s := engine.next_completion_s()) <= now_s:
             clock.advance_to(next_s)
-            done = engine.poll()
+            done = tickets_of(engine.poll())
             assert done
             ended.update(dict.fromkeys(done, next_s))
             engine.check_integrity()
@@ -96,7 +97,7 @@ def test_wait_ends_when_completion_was_foretold(
     foretold = {ticket: engine.completion_s(ticket) for ticket in engine.in_flight}
     for ticket in tickets:
         before_s = clock.now_s()
-        engine.wait(ticket)
+        engine.wait([ticket])
         assert clock.now_s() == pytest.approx(max(before_s, foretold.get(ticket, 0.0)))
         assert ticket not in engine.in_flight
-    assert set(engine.poll()) == set(tickets)
+    assert set(tickets_of(engine.poll())) == set(tickets)

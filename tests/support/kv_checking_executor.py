@@ -27,6 +27,7 @@ class KVCheckingExecutor(ScriptedExecutor):
         block_size: tokens per block.
 
     Attributes:
+        store: the fingerprint in each slot.
         fails_at: requests that fail in the step that computes their token of this number, counted
             from 1; the slots of that step are spoilt, as by a NaN.
     """
@@ -35,7 +36,7 @@ class KVCheckingExecutor(ScriptedExecutor):
         super().__init__(next_token)
         self.fails_at: dict[RequestId, int] = {}
         self._block_size = block_size
-        self._store: dict[Slot, int | None] = {}
+        self.store: dict[Slot, int | None] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Carry out a plan; a slot that does not hold what is read from it is an AssertionError."""
@@ -43,7 +44,7 @@ class KVCheckingExecutor(ScriptedExecutor):
         failing = {i for i, (request, count, _) in enumerate(work) if self._fails(request, count)}
         for source, destination in plan.copies:
             for offset in range(self._block_size):
-                self._store[destination, offset] = self._store.get((source, offset))
+                self.store[destination, offset] = self.store.get((source, offset))
         self._write(work, failing)
         self._read(work, failing)
         result = super().execute(plan)
@@ -69,12 +70,12 @@ class KVCheckingExecutor(ScriptedExecutor):
             for position in range(start, stop):
                 assert slots[position] not in written, f"{slots[position]} is written twice"
                 written.add(slots[position])
-                self._store[slots[position]] = None if index in failing else content[position]
+                self.store[slots[position]] = None if index in failing else content[position]
 
     def _read(self, work: list[tuple[Request, int, BlockTable]], failing: set[int]) -> None:
         for index, (request, count, table) in enumerate(work):
             stop = request.num_computed_tokens + (0 if index in failing else count)
-            found = [self._store.get(slot) for slot in self._slots(table, stop)]
+            found = [self.store.get(slot) for slot in self._slots(table, stop)]
             assert found == fingerprints(request.token_ids[:stop]), (
                 f"{request.request_id} reads KV that is not its own"
             )

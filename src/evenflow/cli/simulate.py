@@ -33,6 +33,7 @@ from evenflow.cli.simulate_options import (
     variants,
 )
 from evenflow.core.errors import ConfigError
+from evenflow.workloads.priorities import open_priorities
 
 _LABEL_WIDTH = 16
 _LARGE = 100
@@ -50,6 +51,12 @@ _COLORS = {"better": "green", "worse": "red", "same": "dim", None: "dim"}
     metavar="REQUEST_ID",
     help="Tell where the time of a request went: its place in order of arrival, from 0; "
     "repeatable.",
+)
+@click.option(
+    "--priority-trace",
+    metavar="SOURCE",
+    help="Change priorities while requests wait and run, as a file says, or random:0.04 (an update "
+    "every 25 steps) or markov:0.02; for policies that look at them.",
 )
 @click.option(
     "--save-result",
@@ -73,6 +80,8 @@ def simulate(trace: str, **flags: Any) -> None:
     load = load_of(trace, flags)
     measures = measures_of(flags)
     chosen = variants(flags)
+    source = flags["priority_trace"]
+    priorities = None if source is None else open_priorities(source, flags["seed"])
     runs: list[SimulatedRun] = []
     with progress_bar(len(chosen) * load.num_requests, is_shown=not flags["no_progress"]) as bar:
         for label, variant in chosen.items():
@@ -83,6 +92,7 @@ def simulate(trace: str, **flags: Any) -> None:
                 label=label,
                 log_steps=bool(flags["report"] or flags["timeline"]),
                 explain_ids=flags["explain"],
+                priorities=priorities,
                 on_progress=partial(bar, label, len(runs) * load.num_requests),
             )
             runs.append(run)

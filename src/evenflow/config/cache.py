@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -49,7 +50,34 @@ class CacheConfig(Area):
     """Never share prefix blocks between tenants, so that timing tells no tenant what another
     one sent."""
 
-    @field_validator("kv_cache_memory", mode="before")
+    kv_host_memory: str = Field(
+        default="0.1",
+        json_schema_extra={"limits": "bytes (such as 2GiB) or a ratio above 0 and up to 1.0, or 0"},
+    )
+    """Memory of the host for copies of KV: of requests that lost their place and of sessions
+    between turns. Bytes (4GiB) or a ratio of the memory that is free at start (0.1); 0 for none,
+    and then what leaves the device is computed again."""
+
+    tenant_host_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of --kv-host-memory up to which one tenant's copies are as good as any; what it has
+    beyond that is given up first."""
+
+    kv_disk_path: Path | None = None
+    """Folder for copies of KV that the host's memory cannot hold. They outlive a restart, and
+    equal prefixes find them again. None for no such copies."""
+
+    kv_disk_size: str = Field(default="8GiB", json_schema_extra={"limits": "bytes (such as 2GiB)"})
+    """Most bytes that these copies take on disk."""
+
+    keep_host_copies: bool = True
+    """Keep a copy on the host when its blocks return to the device, so that they need not be
+    written again when they leave the next time."""
+
+    swap_by_group: bool = True
+    """Move runs of neighbouring blocks between device and host as one copy; otherwise block by
+    block, which is there to be measured against."""
+
+    @field_validator("kv_cache_memory", "kv_host_memory", "kv_disk_size", mode="before")
     @classmethod
     def _accept_numbers(cls, value: object) -> object:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -60,6 +88,30 @@ class CacheConfig(Area):
     def _check_amount(cls, value: str) -> str:
         _parse_amount(value)
         return value
+
+    @field_validator("kv_host_memory", "kv_disk_size")
+    @classmethod
+    def _check_optional_amount(cls, value: str) -> str:
+        if value != "0":
+            _parse_amount(value)
+        return value
+
+    @field_validator("kv_disk_path")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
+
+    def kv_host_bytes(self, free_bytes: int) -> int:
+        """Return the bytes that `kv_host_memory` asks for when `free_bytes` are free."""
+        if self.kv_host_memory == "0":
+            return 0
+        amount = _parse_amount(self.kv_host_memory)
+        return int(amount * free_bytes) if isinstance(amount, float) else amount
+
+    @property
+    def kv_disk_bytes(self) -> int:
+        """The bytes that `kv_disk_size` allows."""
+        return int(_parse_amount(self.kv_disk_size))
 
     def kv_cache_bytes(self, free_bytes: int) -> int:
         """Return the bytes that `kv_cache_memory` asks for when `free_bytes` are free."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,8 @@ class SchedulerConfig(Area):
     table: ClassVar[str] = "scheduler"
 
     scheduling_policy: str = Field(default="fcfs", min_length=1)
-    """Name of the policy that ranks requests, built in (fcfs, priority) or installed as an
-    `evenflow.policies` entry point."""
+    """Name of the policy that ranks requests, built in (fcfs, priority, vtc, fair) or installed as
+    an `evenflow.policies` entry point."""
 
     max_num_seqs: int = Field(default=128, ge=1)
     """Most requests that run at once."""
@@ -25,6 +25,26 @@ class SchedulerConfig(Area):
     max_num_batched_tokens: int = Field(default=256, ge=2)
     """Most tokens in one step; must exceed --max-num-seqs. Larger steps finish prompts sooner,
     smaller ones delay running requests less."""
+
+    preemption_mode: Literal["auto", "swap", "recompute"] = "auto"
+    """What becomes of the KV of a request that loses its place: copied to the host and loaded again
+    (swap), computed again (recompute), or what takes less time by measurement (auto)."""
+
+    swap_timing: Literal["auto", "beside", "between"] = "auto"
+    """When KV is copied: beside the steps, between them, or what costs less by measurement. On a
+    CPU a copy takes the cores that compute; on a GPU it need not hold up anybody."""
+
+    swap_write_back: bool = True
+    """Copy full blocks of running requests to the host while the link is idle, so that a request
+    that loses its place has little left to copy."""
+
+    swap_keep_head: bool = True
+    """Leave the blocks of a request that lost its place on the device until the room is needed,
+    from its end on."""
+
+    max_switch_share: float = Field(default=0.1, gt=0)
+    """Most of the time that taking running requests off the device for others that outrank them
+    may cost; also bounds how soon each of them may lose its place again."""
 
     max_num_queued_reqs: int = Field(default=1024, ge=1)
     """Most requests that a server lets wait for their first step; it refuses further ones with

@@ -51,6 +51,12 @@ class KVMemoryError(EvenflowError):
     code = "kv_memory_too_small"
 
 
+class KVDiskError(EvenflowError):
+    """KV blocks cannot be kept in a folder: it holds others, is in use, or cannot be written."""
+
+    code = "kv_disk_unusable"
+
+
 class InvalidRequestError(EvenflowError):
     """A request carries a bad value.
 

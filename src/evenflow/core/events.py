@@ -19,6 +19,7 @@ class EventKind(Enum):
 
     QUEUED = "queued"
     HELD = "held"
+    SWAPPING_IN = "swapping_in"
     SCHEDULED = "scheduled"
     PREFILL_CHUNK = "prefill_chunk"
     FIRST_TOKEN = "first_token"

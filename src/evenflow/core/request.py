@@ -79,6 +79,7 @@ class Request:
         slo: what its latencies are measured against.
         deadline_s: when it ends, done or not, in the engine clock's seconds; None for never.
         parent_id: for completions 2..n of one prompt, the request whose prompt KV they share.
+        session_id: the tenant's session whose next turn this is.
         cache_salt: separates prefix caches; requests with different salts never share blocks.
         token_ids: prompt, then output.
         num_prompt_tokens: length of the prompt.
@@ -90,6 +91,8 @@ class Request:
         max_num_tokens: length at which the request ends for good.
         stop_token_ids: ids that end the request, the model's end tokens included.
         num_preemptions: times it lost its memory.
+        resident_since_s: when it last began or went on to run, in the engine clock's seconds.
+        first_token_s: when it had its first token, in the engine clock's seconds; None before.
         events: its turning points, oldest first.
     """
 
@@ -98,6 +101,7 @@ class Request:
         "cache_salt",
         "deadline_s",
         "events",
+        "first_token_s",
         "grammar",
         "hidden_sum",
         "max_num_tokens",
@@ -111,9 +115,11 @@ class Request:
         "pooling",
         "priority",
         "request_id",
+        "resident_since_s",
         "sampling",
         "seed",
         "sequence_number",
+        "session_id",
         "slo",
         "status",
         "stop_reason",
@@ -140,6 +146,7 @@ class Request:
         grammar: TokenGrammar | None = None,
         slo: Slo | None = None,
         deadline_s: float | None = None,
+        session_id: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.tenant_id = tenant_id
@@ -155,6 +162,7 @@ class Request:
         self.slo = slo
         self.deadline_s = deadline_s
         self.parent_id = parent_id
+        self.session_id = session_id
         self.cache_salt = cache_salt
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -166,6 +174,8 @@ class Request:
         self.stop_token_ids = stop_token_ids
         self.stop_reason: int | str | None = None
         self.num_preemptions = 0
+        self.resident_since_s = 0.0
+        self.first_token_s: float | None = None
         self.status = RequestStatus.WAITING
         self.events: list[RequestEvent] = []
 

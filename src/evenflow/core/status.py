@@ -4,7 +4,7 @@ WAITING ──▶ RUNNING ──▶ FINISHED_STOPPED | FINISHED_LENGTH
    ▲  │        │  │
    │  │        │  └──▶ FINISHED_ABORTED | FINISHED_ERROR | FINISHED_EXPIRED
    │  │        ▼
-   │  │    PREEMPTED ──▶ RUNNING
+   │  │    PREEMPTED ──▶ RUNNING            both also ──▶ SWAPPING_IN ──▶ RUNNING
    │  │        │
    │  └────────┴─────▶ FINISHED_ABORTED | FINISHED_ERROR | FINISHED_EXPIRED
 """
@@ -20,6 +20,7 @@ class RequestStatus(IntEnum):
     WAITING = 0
     RUNNING = 1
     PREEMPTED = 2
+    SWAPPING_IN = 3
     FINISHED_STOPPED = 10
     FINISHED_LENGTH = 11
     FINISHED_ABORTED = 12
@@ -55,8 +56,11 @@ _FORCED_ENDS = frozenset(
 )
 
 TRANSITIONS: dict[RequestStatus, frozenset[RequestStatus]] = {
-    RequestStatus.WAITING: frozenset({RequestStatus.RUNNING}) | _FORCED_ENDS,
+    RequestStatus.WAITING: frozenset({RequestStatus.RUNNING, RequestStatus.SWAPPING_IN})
+    | _FORCED_ENDS,
     RequestStatus.RUNNING: frozenset({RequestStatus.PREEMPTED}) | _ENDS,
-    RequestStatus.PREEMPTED: frozenset({RequestStatus.RUNNING}) | _FORCED_ENDS,
+    RequestStatus.PREEMPTED: frozenset({RequestStatus.RUNNING, RequestStatus.SWAPPING_IN})
+    | _FORCED_ENDS,
+    RequestStatus.SWAPPING_IN: frozenset({RequestStatus.RUNNING}) | _FORCED_ENDS,
     **{end: frozenset() for end in _ENDS},
 }

@@ -18,6 +18,7 @@ from evenflow.core.structured import TokenGrammar
 from evenflow.engine.engine import Engine
 from evenflow.engine.free_memory import free_memory_bytes
 from evenflow.engine.limits import ModelLimits
+from evenflow.engine.tiers import build_residency
 from evenflow.execution.attention import Attention
 from evenflow.execution.executor import Executor
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
@@ -30,6 +31,7 @@ from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.fairness.keys import KeyRing
 from evenflow.fairness.tenants import TenantDirectory, TenantLimits
 from evenflow.memory.kv_cache_manager import KVCacheManager
+from evenflow.memory.residency import Residency
 from evenflow.memory.sizing import KVPlan, plan_kv_memory
 from evenflow.models.progress import Progress
 from evenflow.models.registry import build_model
@@ -40,6 +42,7 @@ from evenflow.models.weights.open import open_checkpoint
 from evenflow.models.weights.shapes import tensor_shapes
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
+from evenflow.scheduling.switching import SwitchOptions
 from evenflow.tokenization.loading import load_tokenizer
 from evenflow.tokenization.sentence_tokenizer import SentenceTokenizer, load_sentence_tokenizer
 from evenflow.tokenization.tokenizer import Tokenizer
@@ -143,6 +146,7 @@ def build_runtime(
         seed=config.model.dummy_seed,
         progress=progress,
     )
+    model_name = checkpoint.fingerprint(config.model.load_format, config.model.dummy_seed)
     del checkpoint  # the pages of a GGUF file stay resident as long as it is open
     model = build_model(spec, weights, ops)
     store = KVStore(
@@ -153,6 +157,14 @@ def build_runtime(
         config.cache.block_size,
         config.cache.kv_layout,
     )
+    clock = clock or MonotonicClock()
+    residency = build_residency(
+        config,
+        store,
+        free_bytes=max(0, free_memory_bytes() - kv_plan.num_bytes),
+        model=model_name,
+        clock=clock,
+    )
     attention: Attention = (
         ReferenceAttention(store)
         if config.execution.attention_backend == "reference"
@@ -160,9 +172,9 @@ def build_runtime(
     )
     executor = ModelRunner(model, attention, store)
     engine = Engine(
-        build_scheduler(config, kv_plan.num_blocks),
+        build_scheduler(config, kv_plan.num_blocks, residency),
         executor,
-        clock or MonotonicClock(),
+        clock,
         ModelLimits(
             kv_plan.max_model_len,
             spec.vocab_size,
@@ -192,8 +204,10 @@ def build_runtime(
     )
 
 
-def build_scheduler(config: EvenflowConfig, num_blocks: int) -> Scheduler:
-    """Build the deciding half of an engine over `num_blocks` KV blocks.
+def build_scheduler(
+    config: EvenflowConfig, num_blocks: int, residency: Residency | None = None
+) -> Scheduler:
+    """Build the deciding half of an engine over `num_blocks` KV blocks, and tiers below them.
 
     Raises:
         ConfigError: the keys file, which says what tenants may run, cannot be used.
@@ -203,13 +217,22 @@ def build_scheduler(config: EvenflowConfig, num_blocks: int) -> Scheduler:
         config.cache.block_size,
         enable_prefix_caching=config.cache.enable_prefix_caching,
         initial_group_blocks=config.cache.initial_group_blocks,
+        residency=residency,
     )
+    settings = config.scheduler
     return Scheduler(
         load_policy(config.scheduler.scheduling_policy),
         kv,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         directory=_load_tenants(config),
+        switching=SwitchOptions(
+            mode=settings.preemption_mode,
+            timing=settings.swap_timing,
+            write_back=settings.swap_write_back,
+            keep_head=settings.swap_keep_head,
+            max_share=settings.max_switch_share,
+        ),
     )
 
 

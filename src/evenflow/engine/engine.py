@@ -138,8 +138,9 @@ class Engine:
             self.expire(started_s)
         plan = self.scheduler.schedule(started_s)
         scheduled_s = clock()
-        result = self._executor.execute(plan) if plan.requests else StepResult([])
+        result = self._executor.execute(plan) if plan.num_tokens else StepResult([])
         executed_s = clock()
+        self.scheduler.switcher.after_step(plan, executed_s - scheduled_s)
         sampled = self._update(plan, result, executed_s)
         updated_s = clock()
         deltas = self._emit(sampled, result)
@@ -228,11 +229,21 @@ class Engine:
                 pooling=pooling,
                 slo=slo,
                 deadline_s=deadline_s,
+                session_id=None if index else session_id,
                 grammar=grammar.fork() if grammar is not None else None,
             )
             if index and params.seed is not None:
                 request.seed = derive_seed(params.seed, index)
             self._queue(request_id, index, request, now_s)
+
+    def report(self, ended: Iterable[Request]) -> list[Delta]:
+        """Return the last deltas of completions that the scheduler has ended between two steps."""
+        deltas = []
+        for request in ended:
+            progress = self._live[request.request_id]
+            deltas.append(progress.delta(request.token_ids[-1], None))
+            self._forget(progress)
+        return deltas
 
     def abort(self, request_id: str, cause: str = "aborted by the caller") -> bool:
         """End a request and all its completions, and free what they hold at once.
@@ -250,6 +261,22 @@ class Engine:
             self.scheduler.finish(progress.request, RequestStatus.FINISHED_ABORTED, now_s, cause)
             self._retire(progress)
         return bool(victims)
+
+    def set_priority(self, request_id: str, priority: int) -> bool:
+        """Change the priority of a request and all its completions while they wait or run.
+
+        Args:
+            request_id: as it was added.
+            priority: lower is earlier, under the priority policy.
+
+        Returns:
+            Whether there is such a request.
+        """
+        now_s = self._clock.now_s()
+        completions = self._completions.get(request_id, ())
+        for progress in completions:
+            self.scheduler.set_priority(progress.request, priority, now_s)
+        return bool(completions)
 
     def expire(self, now_s: float) -> None:
         """End what is over: requests whose deadline has passed, the pins of sessions.
@@ -334,12 +361,15 @@ class Engine:
                 self._retire(self._live[request.request_id])
         self._read_prompt_logprobs(plan, result)
         live = self._live
+        only_ends = self._only_ends and self._detokenizer is None and not result.completed
         sampled = []
-        for index, token_id in enumerate(result.token_ids):
-            if token_id == NO_TOKEN:
+        for index, (request, token_id) in enumerate(
+            zip(plan.requests, result.token_ids, strict=True)
+        ):
+            if token_id == NO_TOKEN or (only_ends and not request.is_finished):
                 continue
-            progress = live[plan.requests[index].request_id]
-            progress.read(token_id, now_s)
+            progress = live[request.request_id]
+            progress.read(token_id)
             if progress.matched is not None and not progress.request.is_finished:
                 self.scheduler.finish(
                     progress.request, RequestStatus.FINISHED_STOPPED, now_s, "stop string"

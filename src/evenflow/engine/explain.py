@@ -28,6 +28,7 @@ class IntervalKind(StrEnum):
 
     QUEUED = "queued"
     HELD = "held"
+    SWAP_IN = "swap_in"
     PREFILL = "prefill"
     DECODE = "decode"
     PREEMPTED = "preempted"
@@ -40,7 +41,7 @@ class Interval:
 
     Attributes:
         kind: queued (for a seat or a place in the step), held (for memory, its tenant's limit, a
-            sibling, or the end of a pause), prefill, decode, preempted (waiting after it lost its
+            sibling, or the end of a pause), swap_in (its KV is loaded), prefill, decode, preempted (waiting after it lost its
             memory), or recompute (computing what it lost).
         start_s: when it began, in seconds after the request's arrival.
         end_s: when it ended.
@@ -225,6 +226,8 @@ class _Life:
         elif kind is EventKind.PREEMPTED:
             self._kind = IntervalKind.PREEMPTED
             self._num_lost = max(self._num_lost, event.num_tokens)
+        elif kind is EventKind.SWAPPING_IN:
+            self._kind = IntervalKind.SWAP_IN
         elif kind in _STARTS:
             self._num_computed = event.num_tokens
             self._kind = self._computing()

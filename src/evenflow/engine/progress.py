@@ -23,7 +23,6 @@ class CompletionProgress:
     __slots__ = (
         "_detokenizer",
         "_matcher",
-        "first_token_s",
         "index",
         "matched",
         "piece",
@@ -43,7 +42,6 @@ class CompletionProgress:
         self.user_id = user_id
         self.index = index
         self.request = request
-        self.first_token_s: float | None = None
         self.piece = ""
         self.matched: str | None = None
         self.prompt_logprobs: dict[int, TokenLogprobs] = {}
@@ -54,10 +52,8 @@ class CompletionProgress:
             else None
         )
 
-    def read(self, token_id: int, now_s: float) -> None:
+    def read(self, token_id: int) -> None:
         """Take in a token; afterwards `piece` is the sure text and `matched` a stop string."""
-        if self.first_token_s is None:
-            self.first_token_s = now_s
         request = self.request
         if self._detokenizer is None:
             return
@@ -103,7 +99,7 @@ class CompletionProgress:
             delta.finish_reason = "stop"
         delta.metrics = RequestMetrics(
             request.arrival_s,
-            self.first_token_s,
+            request.first_token_s,
             request.events[-1].at_s,
             request.num_output_tokens,
             request.num_cached_tokens or 0,

@@ -6,6 +6,6 @@ Does not know: requests, queues, memory, HTTP, when anything happened. Random by
 
 Invariants:
     There are boundedly many tenants, whatever names people send.
-    A counter of service only grows.
+    A count of service only grows. Virtual counters are derived from it; lifts change those alone.
     No key is stored, logged or shown; only salted digests of keys are.
 """

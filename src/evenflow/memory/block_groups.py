@@ -87,10 +87,11 @@ class BlockGroups:
             num_blocks: length of its used part afterwards.
             num_sharing: requests among which the empty blocks are thought to be divided.
         """
-        self._use(table, min(num_blocks, table.num_blocks))
-        need = num_blocks - table.num_blocks
-        if need <= 0:
+        if num_blocks <= table.num_blocks:
+            self._use(table, num_blocks)
             return
+        self._use(table, table.num_blocks)
+        need = num_blocks - table.num_blocks
         share = max(self._pool.num_empty // num_sharing, _MIN_GROUP_BLOCKS)
         useful = table.max_num_blocks - table.num_blocks
         for extent in self.take(need, min(share, self._initial_group_blocks, useful)):

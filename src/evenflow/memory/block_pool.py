@@ -82,6 +82,10 @@ class BlockPool:
         """Return whether the block's content can be found."""
         return self._cache.hash_of(block_id) is not None
 
+    def content_of(self, block_id: BlockId) -> BlockHash | None:
+        """Return the content under which the block can be found, if it can."""
+        return self._cache.hash_of(block_id)
+
     @property
     def cached_ids(self) -> Collection[BlockId]:
         """The blocks whose content can be found."""

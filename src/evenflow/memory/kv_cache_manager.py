@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from evenflow.core.errors import IntegrityError
@@ -27,7 +27,9 @@ from evenflow.memory.block_table import BlockTable
 from evenflow.memory.eviction import LRU, EvictionPolicy
 from evenflow.memory.pins import Pins
 from evenflow.memory.prefix_cache import BlockHash
+from evenflow.memory.request_copies import RequestCopies
 from evenflow.memory.request_prefixes import RequestPrefixes
+from evenflow.memory.residency import Residency, Stored
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,6 +71,10 @@ class KVCacheManager:
         enable_prefix_caching: whether the content of full blocks is kept and found again.
         initial_group_blocks: most blocks a request is given at once beyond its need.
         eviction: order in which cached content is given up; LRU by default.
+        residency: tiers below the device, if there are any.
+
+    Attributes:
+        residency: tiers below the device, if there are any.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class KVCacheManager:
         enable_prefix_caching: bool = True,
         initial_group_blocks: int = 60,
         eviction: EvictionPolicy[BlockHash] | None = None,
+        residency: Residency | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -87,7 +94,11 @@ class KVCacheManager:
         self._groups = BlockGroups(self._pool, block_size, initial_group_blocks)
         self._tables = self._groups.tables
         self._pins = Pins(self._pool)
-        self._prefixes = RequestPrefixes(self._pool, block_size)
+        self._prefixes = RequestPrefixes(self._pool, block_size, is_shared=enable_prefix_caching)
+        self.residency = residency
+        self._copies = (
+            None if residency is None else RequestCopies(residency, self._prefixes, block_size)
+        )
         # Computed tokens at which the next block of a request is full and can be registered.
         self._next_full: dict[RequestId, int] = {}
         # Tokens before this may lie in blocks that a fork has too; dropped once written past.
@@ -148,18 +159,20 @@ class KVCacheManager:
             return max(0, self.blocks_for(num_tokens) - table.num_used_blocks)
         return self._num_needed(self._find_prefix(request), num_tokens)
 
-    def admit(self, request: Request, num_running: int) -> int | None:
+    def admit(self, request: Request, num_running: int, *, load: bool = True) -> int | None:
         """Give a request what the prefix cache has of it, and room for all its tokens.
 
-        A fork, which holds blocks already, keeps them.
+        A fork, which holds blocks already, keeps them. What lower tiers have of the rest is sent
+        for: while `is_arriving`, the request must not be computed.
 
         Args:
             request: holds nothing, or was made by `fork`.
             num_running: requests that share the memory at present.
+            load: whether to look on lower tiers.
 
         Returns:
-            Leading tokens whose KV is there already, fewer than all; None, with nothing changed, if
-            there is not enough room to be had.
+            Leading tokens whose KV is there already or arrives, fewer than all; None, with nothing
+            changed, if there is not enough room to be had.
         """
         request_id, num_tokens = request.request_id, request.num_tokens
         if request_id in self._tables:
@@ -174,10 +187,58 @@ class KVCacheManager:
         self._groups.extend(table, self.blocks_for(num_tokens), num_sharing=num_running + 1)
         self._next_full[request_id] = self._next_full_after(len(hits))
         num_hit_tokens = len(hits) * self.block_size
+        if load and self._copies is not None and self.residency is not None:
+            places = self._copies.find(request, len(hits))
+            if places:
+                stop = len(hits) + len(places)
+                block_ids: list[BlockId] = table.ids[len(hits) : stop].tolist()
+                self.residency.load(request_id, places, block_ids, num_hit_tokens)
+                num_hit_tokens = min(stop * self.block_size, num_tokens - 1)
         if self.enable_prefix_caching and request.num_preemptions == 0:
             self._num_query_tokens += num_tokens
             self._num_hit_tokens += num_hit_tokens
         return num_hit_tokens
+
+    def is_arriving(self, request_id: RequestId) -> bool:
+        """Return whether KV of the request is on its way to the device."""
+        return self.residency is not None and request_id in self.residency.arrivals
+
+    def num_loadable_tokens(self, request: Request) -> int:
+        """Return how many tokens `admit` would send for, of a request that holds nothing."""
+        if self._copies is None or request.request_id in self._tables:
+            return 0
+        num_here = len(self._find_prefix(request))
+        stop = num_here + len(self._copies.find(request, num_here))
+        return min(stop * self.block_size, request.num_tokens - 1) - num_here * self.block_size
+
+    def num_dirty_blocks(self, request: Request) -> int:
+        """Return how many blocks `store` would have to write."""
+        return 0 if self._copies is None else self._copies.num_dirty(request)
+
+    def store(self, request: Request) -> Stored | None:
+        """Copy to the host what is not there of a request that holds blocks; None without a host.
+
+        It may be freed at once.
+        """
+        if self._copies is None:
+            return None
+        return self._copies.store(request, self._tables[request.request_id])
+
+    def write_back(self, request: Request, max_blocks: int) -> int:
+        """Copy full blocks to the host while the request goes on; return how many."""
+        if self._copies is None:
+            return 0
+        return self._copies.write_back(request, self._tables[request.request_id], max_blocks)
+
+    def appraise(self, request: Request) -> None:
+        """Say anew what the copies of a request are worth, because it has ended."""
+        if self._copies is not None:
+            self._copies.appraise(request)
+
+    def short_of_room(self, requests: Iterable[Request]) -> list[Request]:
+        """Return those of the requests that hold blocks, but not for all their tokens."""
+        tables = self._tables
+        return [r for r in requests if len(r.token_ids) > tables[r.request_id].capacity_tokens]
 
     def ensure(self, request_id: RequestId, num_tokens: int) -> bool:
         """Make room for the first `num_tokens` tokens of a request that holds blocks.
@@ -189,7 +250,8 @@ class KVCacheManager:
         if num_tokens <= table.capacity_tokens:
             return True
         num_blocks = self.blocks_for(num_tokens)
-        if num_blocks - table.num_used_blocks > self.num_available_blocks:
+        has_room = num_blocks <= table.num_blocks  # in its reserved tail
+        if not has_room and num_blocks - table.num_used_blocks > self.num_available_blocks:
             return False
         self._groups.extend(table, num_blocks, num_sharing=len(self._tables) + 1)
         return True
@@ -278,6 +340,8 @@ class KVCacheManager:
         What is cached of it stays, evictable, until the room is needed.
         """
         self._prefixes.forget(request_id)
+        if self._copies is not None:
+            self._copies.forget(request_id)
         self._next_full.pop(request_id, None)
         self._shared_until.pop(request_id, None)
         if request_id in self._tables:
@@ -351,6 +415,8 @@ class KVCacheManager:
     def reset_prefix_cache(self) -> None:
         """Forget all cached content that no request and no pin holds."""
         self._pool.empty_evictable()
+        if self.residency is not None:
+            self.residency.clear()
 
     def stats(self) -> KVCacheStats:
         """Return where the blocks are at present."""
@@ -383,6 +449,8 @@ class KVCacheManager:
         self._pool.check_integrity()
         self._pins.check_integrity()
         self._groups.check_integrity(self._pins.counts)
+        if self.residency is not None:
+            self.residency.check_integrity()
         if self._next_full.keys() != self._tables.keys():
             raise IntegrityError("the requests that commit are not those that hold blocks")
         if not self._shared_until.keys() <= self._tables.keys():

@@ -46,13 +46,16 @@ class HashChain:
         block_size: tokens per block.
         root: parent of the first block.
         hashes: those already known.
+
+    Attributes:
+        root: parent of the first block.
     """
 
-    __slots__ = ("_block_size", "_hashes", "_root")
+    __slots__ = ("_block_size", "_hashes", "root")
 
     def __init__(self, block_size: int, root: BlockHash, hashes: Sequence[BlockHash] = ()) -> None:
         self._block_size = block_size
-        self._root = root
+        self.root = root
         self._hashes = list(hashes)
 
     def hash_at(self, index: int, token_ids: Sequence[int]) -> BlockHash:
@@ -60,13 +63,13 @@ class HashChain:
         hashes, size = self._hashes, self._block_size
         while len(hashes) <= index:
             first = len(hashes) * size
-            parent = hashes[-1] if hashes else self._root
+            parent = hashes[-1] if hashes else self.root
             hashes.append(block_hash(parent, token_ids[first : first + size]))
         return hashes[index]
 
     def fork(self, num_blocks: int) -> HashChain:
         """Return a chain of its own that begins with the same `num_blocks` blocks."""
-        return HashChain(self._block_size, self._root, self._hashes[:num_blocks])
+        return HashChain(self._block_size, self.root, self._hashes[:num_blocks])
 
 
 class PrefixCache:

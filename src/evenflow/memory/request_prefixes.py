@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from evenflow.core.ids import BlockId, RequestId
 from evenflow.core.request import Request
 from evenflow.memory.block_pool import BlockPool
-from evenflow.memory.prefix_cache import HashChain, root_hash
+from evenflow.memory.prefix_cache import BlockHash, HashChain, block_hash, root_hash
 
 
 class RequestPrefixes:
@@ -24,11 +24,14 @@ class RequestPrefixes:
     Args:
         pool: knows which block carries which content.
         block_size: tokens per block.
+        is_shared: whether requests with equal prefixes find each other's blocks. Otherwise content
+            is found again by its own request, and by the turns of its session.
     """
 
-    def __init__(self, pool: BlockPool, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, *, is_shared: bool = True) -> None:
         self._pool = pool
         self._block_size = block_size
+        self._is_shared = is_shared
         self._chains: dict[RequestId, HashChain] = {}
 
     def __len__(self) -> int:
@@ -40,14 +43,25 @@ class RequestPrefixes:
         A request whose prompt is to be scored or pooled finds none until it has been: all of it has
         to be computed.
         """
-        chain = self._chains.get(request.request_id)
-        if chain is None:
-            chain = HashChain(self._block_size, root_hash(request.cache_salt))
-            self._chains[request.request_id] = chain
-        wants_all = request.pooling is not None or request.sampling.prompt_logprobs is not None
-        if wants_all and request.num_output_tokens == 0:
+        if _must_compute_all(request):
             return []
-        return self._find(chain, request.token_ids, request.num_tokens - 1)
+        return self._find(self._chain(request), request.token_ids, request.num_tokens - 1)
+
+    def contents(self, request: Request, num_tokens: int, first: int = 0) -> list[BlockHash]:
+        """Return the hashes of the blocks that hold a request's first tokens, from `first` on.
+
+        The last one may be of a block that is not full. There are none of a request that has to
+        compute its whole prompt in any case.
+        """
+        if _must_compute_all(request):
+            return []
+        chain, size = self._chain(request), self._block_size
+        num_full, num_rest = divmod(num_tokens, size)
+        hashes = [chain.hash_at(index, request.token_ids) for index in range(first, num_full)]
+        if num_rest:
+            parent = chain.hash_at(num_full - 1, request.token_ids) if num_full else chain.root
+            hashes.append(block_hash(parent, request.token_ids[num_tokens - num_rest : num_tokens]))
+        return hashes
 
     def find_tokens(self, token_ids: Sequence[int], cache_salt: str) -> list[BlockId]:
         """Return the cached blocks of a token sequence that is no request's."""
@@ -56,7 +70,7 @@ class RequestPrefixes:
 
     def register(self, request: Request, first: int, block_ids: Sequence[BlockId]) -> None:
         """Let the request's full blocks from number `first` on be found."""
-        chain = self._chains[request.request_id]
+        chain = self._chain(request)
         for index, block_id in enumerate(block_ids, first):
             self._pool.register(chain.hash_at(index, request.token_ids), block_id)
 
@@ -70,11 +84,23 @@ class RequestPrefixes:
 
     def fork(self, parent_id: RequestId, child_id: RequestId, num_blocks: int) -> None:
         """Let a child begin with the same `num_blocks` full blocks as its parent."""
-        self._chains[child_id] = self._chains[parent_id].fork(num_blocks)
+        chain = self._chains.get(parent_id)
+        if chain is not None:
+            self._chains[child_id] = chain.fork(num_blocks)
 
     def forget(self, request_id: RequestId) -> None:
         """Drop what is known of a request, if anything is."""
         self._chains.pop(request_id, None)
+
+    def _chain(self, request: Request) -> HashChain:
+        chain = self._chains.get(request.request_id)
+        if chain is None:
+            salt = request.cache_salt
+            if not self._is_shared:
+                salt += f"\x1f{request.tenant_id}\x1f{request.session_id or request.request_id}"
+            chain = HashChain(self._block_size, root_hash(salt))
+            self._chains[request.request_id] = chain
+        return chain
 
     def _find(self, chain: HashChain, token_ids: Sequence[int], num_tokens: int) -> list[BlockId]:
         """Return the cached blocks of the first `num_tokens` tokens, up to the first gap."""
@@ -85,3 +111,9 @@ class RequestPrefixes:
                 break
             found.append(block_id)
         return found
+
+
+def _must_compute_all(request: Request) -> bool:
+    """Return whether a request's prompt is to be scored or pooled, and was not yet."""
+    wants_all = request.pooling is not None or request.sampling.prompt_logprobs is not None
+    return wants_all and request.num_output_tokens == 0

@@ -1,106 +1,276 @@
 """Takes many steps at once while there is nothing to decide.
 
 When every running request decodes, nobody can be started and memory suffices, each step computes
-one token of each request, and the next step is like it. Coasting takes such steps together: it
-touches each request once, and memory only where a request needs its next block or has filled one,
-in the very order in which single steps would. What it leaves behind is the same, block for block.
+one token of each request, and the next step is like it until somebody ends; if nobody waits, it
+goes on like that without them. A coast takes such steps together, and touches a request only where
+its next block is begun or filled and where it ends, in the very order in which single steps would.
+
+    step        1   2   3   4   5   6   7   8
+    request a   .   .   B   .   .   .   .   .    .  a token     B  a block is begun
+    request b   .   .   .   .   E                E  the request ends
+    request c   .   .   .   B   .   .   .   .    p  some of its prompt is computed
+    request d                       p   p   .
+                --- alike ----- - single -- alike
+
+A step in which somebody starts or computes a prompt is a single one. Those who decode coast beside
+it: the scheduler gives them memory and tokens as ever, but the plan lists only the others. What a
+coast leaves behind is the same as what single steps do, block for block.
 
 It rests on what every policy promises: a running request that lacks one token gets it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable
+from heapq import heappop, heappush, heapreplace
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.events import WaitReason
+from evenflow.core.ids import TenantId
 from evenflow.core.request import Request
+from evenflow.core.status import RequestStatus
+from evenflow.scheduling.policy import RankKey
 from evenflow.scheduling.scheduler import Scheduler
 
-NextTokens = Callable[[Request, int], Sequence[int]]
-"""Called with a request and a number, returns that many tokens to append."""
+NextToken = Callable[[Request], int]
+"""Returns the token of which a request's answer consists."""
+
+_ANY_TIME_S = 0.0  # for policies whose ranks do not change with time
+
+_Place = tuple[RankKey, int]  # no two requests have the same sequence number
 
 
-def coasting_steps(scheduler: Scheduler) -> int:
-    """Return how many steps from now on are like the last one, if nothing comes from outside.
+class Coast:
+    """Those who decode, and what will happen to them.
 
-    In none of them does a request end by its length. Whoever coasts must know that none ends by a
-    token or a deadline either, and that nobody is added meanwhile.
+    Whoever coasts must know that no request ends by a token, by a deadline or from outside. Until
+    it lands, those who coast lack tokens they were given.
+
+    Args:
+        scheduler: whose requests; all of them are up to date.
+        next_token: what they answer.
+
+    Attributes:
+        num_context_tokens: KV entries that they read and write in the next step.
+        peak_blocks: most blocks in use at the end of a step so far.
     """
-    running = scheduler.running
-    if not running or scheduler.plan.requests != running or scheduler.is_paused:
-        return 0
-    if scheduler.plan.num_tokens != len(running) or not _stands_still(scheduler):
-        return 0
-    if any(r.num_tokens_when_admitted == len(r.token_ids) for r in running):
-        return 0
-    num_steps = min(r.max_num_tokens - len(r.token_ids) for r in running) - 1
-    return _steps_within_memory(scheduler, num_steps) if num_steps > 0 else 0
+
+    def __init__(self, scheduler: Scheduler, next_token: NextToken) -> None:
+        self._scheduler = scheduler
+        self._next_token = next_token
+        self._view = scheduler.view(_ANY_TIME_S)
+        self._ended: list[Request] = []
+        self.peak_blocks = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Let everybody coast who decodes."""
+        scheduler = self._scheduler
+        self._running = scheduler.running
+        self._num_preemptions = scheduler.num_preemptions
+        self._step = 0
+        self._base: dict[Request, int] = {}  # step n computes token `base + n`
+        self._num_of_tenant: Counter[TenantId] = Counter()
+        # Heaps. An event is (step, is it after it or before, whose, is it the end, request); before
+        # a step blocks are begun, and after it full ones are made known.
+        self._events: list[tuple[int, bool, _Place, bool, Request]] = []
+        self._ends: list[int] = []  # steps
+        self.num_context_tokens = 0
+        if _may_coast(scheduler):
+            for request in scheduler.running:
+                self._join(request)
+
+    def _join(self, request: Request) -> None:
+        """Let a request coast if it decodes."""
+        num_tokens = len(request.token_ids)
+        is_behind = request.num_computed_tokens + 1 < num_tokens
+        if is_behind or num_tokens == request.num_tokens_when_admitted:
+            return
+        kv, place = self._scheduler.kv, self._place(request)
+        self._base[request] = base = num_tokens - 1 - self._step
+        self._num_of_tenant[request.tenant_id] += 1
+        self.num_context_tokens += num_tokens
+        first_short = kv.table(request.request_id).capacity_tokens + 1
+        heappush(self._events, (first_short - base, False, place, False, request))
+        if kv.enable_prefix_caching:
+            next_full = kv.next_full(request.request_id)
+            heappush(self._events, (next_full - base, True, place, False, request))
+        end = request.max_num_tokens - 1 - base
+        heappush(self._events, (end, True, place, True, request))
+        heappush(self._ends, end)
+
+    def max_steps(self) -> int:
+        """Return how many steps from now on are alike, the one in which somebody ends included."""
+        scheduler = self._scheduler
+        if not self._ends or len(self._base) != len(scheduler.running):
+            return 0
+        if scheduler.running is not self._running or not _stands_still(scheduler):
+            return 0
+        return self._steps_within_memory(self._ends[0] - self._step)
+
+    def take(self, num_steps: int, now_s: float) -> list[Request]:
+        """Take steps that are alike, and return who ended in the last one.
+
+        Args:
+            num_steps: at most `max_steps`.
+            now_s: when the last one is over.
+
+        Raises:
+            IntegrityError: there was not enough memory.
+        """
+        self._advance(num_steps)
+        if self._ends[0] == self._step:
+            self._run_until((self._step,), now_s)
+            self._note_peak()
+        self._run_until((self._step + 1,), now_s)
+        self._note_peak()
+        return self._take_ended()
+
+    def begin_single(self) -> None:
+        """A single step follows, beside which those who decode coast."""
+        scheduler = self._scheduler
+        self.land()
+        if scheduler.running is not self._running or not _may_coast(scheduler):
+            self._begin()
+        self._advance(1)
+        scheduler.coasting = self._base.keys()
+        scheduler.before_turn = self._take_turn
+
+    def end_single(self, now_s: float) -> list[Request]:
+        """The single step is over: return who ended of those who coasted beside it."""
+        scheduler = self._scheduler
+        self._run_until((self._step + 1,), now_s)
+        scheduler.coasting = frozenset()
+        scheduler.before_turn = None
+        self._running = scheduler.running
+        if scheduler.num_preemptions == self._num_preemptions:
+            for request in scheduler.plan.requests:
+                if request.status is RequestStatus.RUNNING:
+                    self._join(request)
+        else:
+            for request in [r for r in self._base if r.status is not RequestStatus.RUNNING]:
+                self._leave(request)
+                scheduler.service.num_output_tokens[request.tenant_id] -= 1
+            self.land()
+            self._begin()
+        return self._take_ended()
+
+    def land(self) -> None:
+        """Write everybody's tokens."""
+        for request in self._base:
+            self._write(request, self._step)
+
+    def _advance(self, num_steps: int) -> None:
+        self._step += num_steps
+        self.num_context_tokens += num_steps * len(self._base)
+        for tenant_id, num_requests in self._num_of_tenant.items():
+            self._scheduler.service.num_output_tokens[tenant_id] += num_steps * num_requests
+
+    def _take_turn(self, request: Request, now_s: float) -> None:
+        """In a single step it is the turn of a request that does not coast."""
+        self._run_until((self._step, True, self._place(request)), now_s)
+
+    def _run_until(self, stop: tuple[int] | tuple[int, bool, _Place], now_s: float) -> None:
+        """Do what single steps would have done by now.
+
+        Args:
+            stop: the event before which to stop, or its beginning.
+            now_s: when the last step is over.
+        """
+        kv, events = self._scheduler.kv, self._events
+        while events and events[0] < stop:
+            step, is_after, place, is_end, request = events[0]
+            if request.status is not RequestStatus.RUNNING or is_end:
+                heappop(events)
+                if request.status is RequestStatus.RUNNING:
+                    self._end(request, now_s)
+                continue
+            num_tokens = self._base[request] + step
+            if is_after:
+                self._write(request, step)
+                kv.commit(request, num_tokens)
+            elif not kv.ensure(request.request_id, num_tokens):
+                name = request.request_id
+                raise IntegrityError(f"{name} ran out of memory where there was enough")
+            heapreplace(events, (step + kv.block_size, is_after, place, False, request))
+
+    def _end(self, request: Request, now_s: float) -> None:
+        self._write(request, self._step)
+        self.num_context_tokens -= len(request.token_ids)
+        self._leave(request)
+        heappop(self._ends)
+        self._scheduler.finish(request, RequestStatus.FINISHED_LENGTH, now_s, "length limit")
+        self._ended.append(request)
+
+    def _leave(self, request: Request) -> None:
+        del self._base[request]
+        self._num_of_tenant[request.tenant_id] -= 1
+        if not self._num_of_tenant[request.tenant_id]:
+            del self._num_of_tenant[request.tenant_id]
+
+    def _take_ended(self) -> list[Request]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _write(self, request: Request, step: int) -> None:
+        """Give a request its tokens up to those of a step."""
+        num_tokens = self._base[request] + step - request.num_computed_tokens
+        request.token_ids += [self._next_token(request)] * num_tokens
+        request.num_computed_tokens += num_tokens
+
+    def _place(self, request: Request) -> _Place:
+        """Return where a request stands in the ranking, which does not change with time."""
+        (key,) = self._scheduler.policy.rank([request], self._view)
+        return key, request.sequence_number
+
+    def _note_peak(self) -> None:
+        kv = self._scheduler.kv
+        self.peak_blocks = max(self.peak_blocks, kv.num_blocks - kv.num_available_blocks)
+
+    def _steps_within_memory(self, num_steps: int) -> int:
+        """Return the largest number up to `num_steps` for which all blocks are to be had."""
+        kv = self._scheduler.kv
+        if len(self._base) * -(-num_steps // kv.block_size) <= kv.num_available_blocks:
+            return num_steps  # even if each request's next token began a block
+
+        def lacks_memory(num_steps: int) -> bool:
+            step = self._step + num_steps
+            needed = (kv.blocks_needed(r, base + step) for r, base in self._base.items())
+            return sum(needed) > kv.num_available_blocks
+
+        return bisect_left(range(1, num_steps + 1), True, key=lacks_memory)
 
 
-def coast(scheduler: Scheduler, num_steps: int, next_tokens: NextTokens) -> None:
-    """Take `num_steps` steps, at most as many as `coasting_steps` says.
-
-    Raises:
-        IntegrityError: there was no memory for as many.
-    """
-    kv = scheduler.kv
-    events = sorted(_memory_events(scheduler, num_steps))
-    for request in scheduler.running:
-        request.token_ids.extend(next_tokens(request, num_steps))
-        request.num_computed_tokens += num_steps
-        scheduler.service.num_output_tokens[request.tenant_id] += num_steps
-    for _, is_full, rank, num_tokens in events:
-        request = scheduler.running[rank]
-        if is_full:
-            kv.commit(request, num_tokens)
-        elif not kv.ensure(request.request_id, num_tokens):
-            raise IntegrityError(f"{request.request_id} ran out of memory where there was enough")
+def _may_coast(scheduler: Scheduler) -> bool:
+    """Return whether nothing but a request's own tokens concerns those who decode."""
+    policy, kv = scheduler.policy, scheduler.kv
+    if policy.rank_changes_with_time or policy.ranks_tenants:
+        return False  # with every token, tenants may change places
+    return not kv.has_shared_tables and kv.residency is None and not scheduler.is_paused
 
 
 def _stands_still(scheduler: Scheduler) -> bool:
     """Return whether nobody who waits could be started as long as the same requests run."""
-    policy, kv = scheduler.policy, scheduler.kv
-    if policy.rank_changes_with_time or kv.has_shared_tables:
+    if not _may_coast(scheduler):
         return False
     if not scheduler.waiting:
         return True
     # A full block that becomes known may be what a request at the door was waiting for.
-    may_find_blocks = scheduler.lacking is WaitReason.MEMORY and kv.enable_prefix_caching
-    return scheduler.lacking is not None and not may_find_blocks
+    may_find_blocks = scheduler.lacking is WaitReason.MEMORY and scheduler.kv.enable_prefix_caching
+    # Prompts are through, so that there are tokens again.
+    has_tokens = scheduler.lacking is WaitReason.TOKENS
+    if scheduler.lacking is None or may_find_blocks or has_tokens:
+        return False
+    return not _may_displace(scheduler)
 
 
-def _steps_within_memory(scheduler: Scheduler, num_steps: int) -> int:
-    """Return the largest number up to `num_steps` for which all blocks are to be had."""
-    kv = scheduler.kv
-
-    if len(scheduler.running) * -(-num_steps // kv.block_size) <= kv.num_available_blocks:
-        return num_steps  # even if each request's next token began a block
-
-    def fits(count: int) -> bool:
-        needed = (kv.blocks_needed(r, len(r.token_ids) - 1 + count) for r in scheduler.running)
-        return sum(needed) <= kv.num_available_blocks
-
-    if fits(num_steps):
-        return num_steps
-    low, high = 0, num_steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _memory_events(scheduler: Scheduler, num_steps: int) -> Iterator[tuple[int, bool, int, int]]:
-    """Yield (step, whether a block became full, rank, tokens) wherever memory is concerned.
-
-    In order, they are what single steps would do: in step 1, 2, ... each request in its rank makes
-    room for all its tokens, and after the step those whose last block is full make it known.
-    """
-    kv = scheduler.kv
-    for rank, request in enumerate(scheduler.running):
-        before = len(request.token_ids) - 1  # step n has room for, and computes, before + n tokens
-        first_full = kv.next_full(request.request_id)
-        first_short = kv.table(request.request_id).capacity_tokens + 1
-        for first, is_full in ((first_short, False), (first_full, True)):
-            for num_tokens in range(first, before + num_steps + 1, kv.block_size):
-                yield num_tokens - before, is_full, rank, num_tokens
+def _may_displace(scheduler: Scheduler) -> bool:
+    """Return whether who waits may take the place of somebody, now or when a switch is due."""
+    view = scheduler.view(_ANY_TIME_S)
+    first = scheduler.waiting.first(view, scheduler.seats.full)
+    if first is None or not scheduler.running:
+        return False
+    last = scheduler.policy.victims(scheduler.running)[0]
+    return scheduler.policy.displaces(first, last, view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,7 @@ class StepPlan:
         tables: for each, its block table.
         copies: (source, destination) blocks to copy before anything is computed.
         started: requests that run for the first time from this step on.
+        coasting: requests that compute one token each beside those listed.
     """
 
     requests: list[Request]
@@ -29,11 +31,12 @@ class StepPlan:
     tables: list[BlockTable]
     copies: list[tuple[BlockId, BlockId]] = field(default_factory=list)
     started: list[RequestId] = field(default_factory=list)
+    coasting: Set[Request] = frozenset()
 
     @property
     def num_tokens(self) -> int:
         """Tokens the step computes."""
-        return sum(self.num_new_tokens)
+        return sum(self.num_new_tokens) + len(self.coasting)
 
 
 NO_WORK = StepPlan([], [], [])

@@ -1,14 +1,16 @@
-"""The stages of a policy: small pure functions of frozen views and the time.
+"""The stages of a policy: small pure functions of read-only views.
 
-A policy decides four things; the scheduler carries them out and nobody else changes anything:
+A policy decides these things; the scheduler carries them out and nobody else changes anything:
 
-    rank      the order of everybody, first to last
-    admit     whether a waiting request may take memory now
-    victims   who gives memory back when a running request cannot grow
-    compose   how the step's token budget is divided
+    rank           the order of requests, first to last
+    rank_tenants   the order of tenants, which comes before that of their requests
+    admit          whether a waiting request may take memory now
+    displaces      whether a waiting request may take the place of a running one
+    victims        who gives memory back when a running request cannot grow
+    compose        how the step's token budget is divided
 
-A policy is registered by name under the entry point group `evenflow.policies`. The protocol is
-stable: stages are added with a default, never changed.
+A policy is registered by name under the entry point group `evenflow.policies`. Those that inherit
+from `Policy`, or from a built-in one, need not write what has a default.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from importlib.metadata import entry_points
 from typing import Protocol
 
 from evenflow.core.errors import ConfigError
+from evenflow.core.ids import TenantId
 from evenflow.core.request import RequestView
+from evenflow.fairness.service import VTC_CHARGES, Charges
 
 ENTRY_POINT_GROUP = "evenflow.policies"
 
@@ -41,21 +45,71 @@ class AdmissionView:
     num_running: int
 
 
+class Counters(Protocol):
+    """What every tenant was charged per weight; 0 for one that never came."""
+
+    def __getitem__(self, tenant_id: TenantId, /) -> float: ...
+
+
+@dataclass(slots=True, frozen=True)
+class SchedulingView:
+    """What there is to know beside the requests.
+
+    Attributes:
+        now_s: the engine clock's time.
+        counters: the virtual counter of each tenant (`fairness.counters`), as it is when asked.
+    """
+
+    now_s: float
+    counters: Counters
+
+
 class Policy(Protocol):
-    """A bundle of stages. All are pure: same views, same answer."""
+    """A bundle of stages. All are pure: same views, same answer.
 
-    @property
-    def rank_changes_with_time(self) -> bool:
-        """Whether ranks must be computed anew in every step."""
+    Attributes:
+        rank_changes_with_time: whether the order of requests of one tenant, or of all if tenants
+            are not ranked, must be computed anew in every step.
+        ranks_tenants: whether `rank_tenants` has something to say.
+        charges: what the counters of tenants count.
+    """
+
+    rank_changes_with_time: bool = False
+    ranks_tenants: bool = False
+    charges: Charges = VTC_CHARGES
+
+    def rank(self, requests: Sequence[RequestView], view: SchedulingView) -> list[RankKey]:
+        """Return a key for each request; the smallest comes first.
+
+        Keys may depend on counters only if ranks change with time.
+        """
         ...
 
-    def rank(self, requests: Sequence[RequestView], now_s: float) -> list[RankKey]:
-        """Return a key for each request; the smallest comes first."""
-        ...
+    def rank_tenants(self, tenant_ids: Sequence[TenantId], view: SchedulingView) -> list[RankKey]:
+        """Return a key for each tenant; all requests of the smallest come first.
+
+        Asked in every step, if `ranks_tenants`. Among tenants with equal keys `rank` decides.
+        """
+        return [()] * len(tenant_ids)
 
     def admit(self, request: RequestView, memory: AdmissionView) -> bool:
         """Return whether a waiting request may start, given what memory looks like."""
         ...
+
+    def displaces(
+        self, candidate: RequestView, resident: RequestView, view: SchedulingView
+    ) -> bool:
+        """Return whether a running request is to give its place to a waiting one.
+
+        It must not be so that two requests displace each other in turn: whoever displaced somebody
+        has to stay ahead long enough for the switch to be worth its price.
+
+        Args:
+            candidate: the first that waits.
+            resident: one that runs.
+            view: the time, and what tenants were charged.
+        """
+        return False
 
     def victims(self, residents: Sequence[RequestView]) -> Sequence[RequestView]:
         """Return who gives up memory, first victim first.
@@ -74,9 +128,22 @@ class Policy(Protocol):
             token_budget: most tokens in the step.
 
         Returns:
-            Tokens for each resident, at most what it lacks; 0 for none, but not for all.
+            Tokens for each resident, at most what it lacks; 0 for none, but not for all. One that
+            lacks a single token, the last it sampled, gets it.
         """
         ...
+
+
+def rank_all(
+    policy: Policy, requests: Sequence[RequestView], view: SchedulingView
+) -> list[RankKey]:
+    """Return a key for each request, by tenant first if the policy ranks tenants."""
+    keys = policy.rank(requests, view)
+    if not policy.ranks_tenants:
+        return keys
+    tenant_ids = list({request.tenant_id for request in requests})
+    of_tenant = dict(zip(tenant_ids, policy.rank_tenants(tenant_ids, view), strict=True))
+    return [of_tenant[request.tenant_id] + key for request, key in zip(requests, keys, strict=True)]
 
 
 def split_fuse(residents: Sequence[RequestView], token_budget: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from operator import le
 
 from evenflow.core.errors import DuplicateRequestError, IntegrityError
@@ -12,13 +12,16 @@ from evenflow.core.ids import BlockId, RequestId, TenantId
 from evenflow.core.request import Request
 from evenflow.core.status import RequestStatus
 from evenflow.core.wording import counted
+from evenflow.fairness.counters import VirtualCounters
 from evenflow.fairness.service import ServiceLedger
 from evenflow.fairness.tenants import TenantDirectory
 from evenflow.memory.kv_cache_manager import KVCacheManager
+from evenflow.scheduling.account import Account
 from evenflow.scheduling.plan import NO_TOKEN, NO_WORK, StepPlan
-from evenflow.scheduling.policy import AdmissionView, Policy
+from evenflow.scheduling.policy import AdmissionView, Policy, SchedulingView, rank_all
 from evenflow.scheduling.seats import TenantSeats
 from evenflow.scheduling.siblings import Siblings
+from evenflow.scheduling.switching import Departure, Switcher, SwitchOptions
 from evenflow.scheduling.tenant_states import TenantState, tenant_states
 from evenflow.scheduling.wait_log import WaitLog
 from evenflow.scheduling.waiting import WaitingQueue
@@ -39,11 +42,15 @@ class Scheduler:
         kv: the KV memory.
         max_num_seqs: most running requests.
         max_num_batched_tokens: token budget of a step.
-        directory: how many requests each tenant may run; without it, any number.
+        directory: what each tenant weighs and how many requests it may run; without it, all weigh
+            the same and run any number.
+        switching: how requests leave the device and come back.
 
     Attributes:
         requests: all that live, by id.
         running: those that hold memory and compute, in rank order.
+        arriving: those that hold memory into which their KV is being loaded, with how many of their
+            tokens will have KV then.
         waiting: those that could start.
         seats: how many of each tenant run.
         plan: what was planned last.
@@ -51,7 +58,13 @@ class Scheduler:
             waits, or things have changed since.
         before_free: called with each request that has ended, just before what it holds is freed,
             and with the time.
+        coasting: running requests that decode, and which plans do not list because a `Coast` takes
+            in their tokens; empty but while it has a step taken.
+        before_turn: called with each request that a plan lists, just before `update` takes in its
+            part, and with the time.
+        switcher: takes requests off the device and brings them back.
         service: what each tenant was given so far.
+        counters: what that counts for, per weight; see `fairness.counters`.
         num_preemptions: preemptions so far.
         preemption_counts: the same by (mode, reason, tenant).
     """
@@ -64,6 +77,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         directory: TenantDirectory | None = None,
+        switching: SwitchOptions | None = None,
     ) -> None:
         self.policy = policy
         self.kv = kv
@@ -71,17 +85,30 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.requests: dict[RequestId, Request] = {}
         self.running: list[Request] = []
-        self.waiting = WaitingQueue(policy)
-        self.seats = TenantSeats(TenantDirectory() if directory is None else directory)
+        self.arriving: dict[RequestId, tuple[Request, int]] = {}
+        directory = TenantDirectory() if directory is None else directory
+        self.service = ServiceLedger()
+        self.counters = VirtualCounters(self.service, policy.charges, directory)
+        self.waiting = WaitingQueue(policy, self.counters)
+        self.seats = TenantSeats(directory)
+        self.switcher = Switcher(kv, SwitchOptions() if switching is None else switching)
         self.plan = NO_WORK
         self.lacking: WaitReason | None = None
         self.before_free: Callable[[Request, float], None] | None = None
-        self.service = ServiceLedger()
+        self.coasting: Set[Request] = frozenset()
+        self.before_turn: Callable[[Request, float], None] | None = None
         self.num_preemptions = 0
         self.preemption_counts: Counter[tuple[str, str, TenantId]] = Counter()
+        self._account = Account(self.service, policy.charges)
         self._siblings = Siblings()
         self._waits = WaitLog()
         self._started: list[RequestId] = []
+        self._awaited: list[Request] = []
+        self._planned_s = 0.0
+        # Unless ranks move, the list that was ranked last stays ranked, whoever leaves it; whoever
+        # joins makes another.
+        self._ranks_move = policy.rank_changes_with_time or policy.ranks_tenants
+        self._ranked = self.running
 
     @property
     def has_work(self) -> bool:
@@ -110,6 +137,20 @@ class Scheduler:
             self._queue(request, now_s)
 
     @property
+    def num_present(self) -> int:
+        """Requests that hold a seat and memory, whether they run or arrive."""
+        return len(self.running) + len(self.arriving)
+
+    def set_priority(self, request: Request, priority: int, now_s: float) -> None:
+        """Have a live request ranked by another priority, from the next step on at the latest."""
+        if request.priority == priority:
+            return
+        request.priority = priority
+        self.lacking = None
+        self.running = list(self.running)  # another list: its order may not be that of ranks
+        self.waiting.rerank(request, self.view(now_s))
+
+    @property
     def is_paused(self) -> bool:
         """Whether `schedule` plans nothing; requests stay where they are, with their memory."""
         return self._waits.is_paused
@@ -133,43 +174,53 @@ class Scheduler:
             self.plan = NO_WORK
             return NO_WORK
         self._started = []
-        self._rank_running(now_s)
+        self._planned_s = now_s
+        self._land(now_s)
+        if self.running is not self._ranked or self._ranks_move:
+            self._rank_running(now_s)
         self.lacking = None
         num_preempted = self._grow_residents(now_s)
-        if not num_preempted and self._admit_waiting(now_s):
+        if not num_preempted:
+            self._admit_waiting(now_s)
+        self._await_arrivals(now_s)
+        if self.running is not self._ranked:
             self._rank_running(now_s)
         copies = self._privatise(now_s) if self.kv.has_shared_tables else []
         requests = list(self.running)
         counts = self.policy.compose(requests, self.max_num_batched_tokens)
         self._check_composition(requests, counts)
-        if 0 in counts:
-            requests = [r for r, count in zip(requests, counts, strict=True) if count]
-            counts = [count for count in counts if count]
+        coasting = self.coasting & set(requests)
+        if coasting or 0 in counts:
+            requests, counts = self._leave_out(coasting, requests, counts)
         table = self.kv.table
         tables = [table(r.request_id) for r in requests]
-        self.plan = StepPlan(requests, counts, tables, copies, self._started)
+        self.plan = StepPlan(requests, counts, tables, copies, self._started, coasting)
+        self.switcher.before_step(self.plan, reversed(self.running))
         return self.plan
 
     def update(self, plan: StepPlan, token_ids: Sequence[int], now_s: float) -> None:
         """Take in a step: advance everybody, append sampled tokens, finish who is done."""
+        self._account.hold(self.running, now_s - self._planned_s)
         commit = self.kv.commit
         num_output_tokens = self.service.num_output_tokens
         for request, count, token_id in zip(
             plan.requests, plan.num_new_tokens, token_ids, strict=True
         ):
+            if self.before_turn is not None:
+                self.before_turn(request, now_s)
             if request.status is not RequestStatus.RUNNING:
                 continue
             request.num_computed_tokens += count
             commit(request, request.num_computed_tokens)
             tokens = request.token_ids
             if token_id == NO_TOKEN:
-                self._settle_prompt(request)
+                self._account.settle(request, count)
                 request.record_chunk(count, now_s)
                 if request.pooling is not None and request.num_computed_tokens == len(tokens):
                     self.finish(request, RequestStatus.FINISHED_STOPPED, now_s, "prompt computed")
                 continue
             if len(tokens) == request.num_tokens_when_admitted:
-                self._settle_prompt(request)
+                self._account.settle(request, count)
                 self._catch_up(request, count, now_s)
             tokens.append(token_id)
             num_output_tokens[request.tenant_id] += 1
@@ -185,6 +236,9 @@ class Scheduler:
         self.lacking = None
         if request.status is RequestStatus.RUNNING:
             self._stop_running(request)
+        elif request.status is RequestStatus.SWAPPING_IN:
+            del self.arriving[request.request_id]
+            self.seats.give_back(request.tenant_id)
         else:
             self.waiting.remove(request)
             self._waits.leave(request, now_s)
@@ -192,10 +246,12 @@ class Scheduler:
         request.move_to(status)
         request.record(EventKind.FINISHED, now_s, cause, num_tokens=request.num_computed_tokens)
         del self.requests[request.request_id]
+        self._account.withdraw(request)
         if status is RequestStatus.FINISHED_ERROR:
             self.kv.disown(request.request_id)
         if self.before_free is not None:
             self.before_free(request, now_s)
+        self.switcher.end(request)
         self.kv.free(request.request_id)
         # If the prompt was never computed its siblings stand on their own.
         for sibling in self._siblings.release(request.request_id):
@@ -204,6 +260,10 @@ class Scheduler:
     def timeline(self, request: Request, now_s: float) -> list[RequestEvent]:
         """Return a request's turning points, with what it has been queued for by now."""
         return self._waits.timeline(request, now_s)
+
+    def view(self, now_s: float) -> SchedulingView:
+        """Return what policies may know beside the requests."""
+        return SchedulingView(now_s, self.counters)
 
     def tenant_states(self) -> Mapping[TenantId, TenantState]:
         """Return how each tenant stands. Takes time in proportion to the waiting requests."""
@@ -218,9 +278,11 @@ class Scheduler:
         """
         kv = self.kv
         kv.check_integrity()
-        self.seats.check_integrity(Counter(request.tenant_id for request in self.running))
+        arriving = [request for request, _ in self.arriving.values()]
+        present = [*self.running, *arriving]
+        self.seats.check_integrity(Counter(request.tenant_id for request in present))
         held = list(self._siblings.held)
-        queues = [*self.running, *self.waiting, *held]
+        queues = [*present, *self.waiting, *held]
         ids = [request.request_id for request in queues]
         if sorted(ids) != sorted(self.requests):
             raise IntegrityError("the queues do not hold exactly the live requests", why=str(ids))
@@ -232,8 +294,11 @@ class Scheduler:
         for request in self.running:
             if request.status is not RequestStatus.RUNNING:
                 raise IntegrityError(f"{request.request_id} runs as {request.status.name}")
-            if not kv.holds(request.request_id):
-                raise IntegrityError(f"{request.request_id} runs without memory")
+            if not kv.holds(request.request_id) or kv.is_arriving(request.request_id):
+                raise IntegrityError(f"{request.request_id} runs without its memory")
+        for request in arriving:
+            if request.status is not RequestStatus.SWAPPING_IN or not kv.holds(request.request_id):
+                raise IntegrityError(f"{request.request_id} arrives as {request.status.name}")
         for request in [*self.waiting, *held]:
             if request.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
                 raise IntegrityError(f"{request.request_id} waits as {request.status.name}")
@@ -242,15 +307,15 @@ class Scheduler:
 
     def _rank_running(self, now_s: float) -> None:
         running = self.running
-        keys = self.policy.rank(running, now_s)
+        keys = rank_all(self.policy, running, self.view(now_s))
         order = sorted(range(len(running)), key=keys.__getitem__)
-        self.running = [running[index] for index in order]
+        self.running = self._ranked = [running[index] for index in order]
 
     def _grow_residents(self, now_s: float) -> int:
         """Give every running request room for its tokens; return how many were preempted."""
         ensure = self.kv.ensure
         before = self.num_preemptions
-        for request in tuple(self.running):
+        for request in self.kv.short_of_room(self.running):
             while request.status is RequestStatus.RUNNING and not ensure(
                 request.request_id, len(request.token_ids)
             ):
@@ -262,9 +327,8 @@ class Scheduler:
         if self._take_back_prompt():
             return
         victim = self.requests[self.policy.victims(self.running)[0].request_id]
-        self._preempt(
-            victim, now_s, f"{request.request_id} needed a block and none was free or evictable"
-        )
+        cause = f"{request.request_id} needed a block and none was free or evictable"
+        self._preempt(victim, now_s, "memory", cause)
 
     def _take_back_prompt(self) -> bool:
         """Take back a shared prompt from a request that does not run yet, if there is one."""
@@ -275,19 +339,60 @@ class Scheduler:
         request.num_computed_tokens = 0
         return True
 
-    def _preempt(self, request: Request, now_s: float, cause: str) -> None:
-        num_blocks = self.kv.num_held_blocks(request.request_id)
-        self.kv.free(request.request_id)
+    def _preempt(self, request: Request, now_s: float, reason: str, cause: str) -> Departure:
+        departure = self.switcher.leave(request)
+        self._account.swap(request, departure.num_bytes)
         self._stop_running(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self.preemption_counts["recompute", "memory", request.tenant_id] += 1
+        self.preemption_counts[departure.mode, reason, request.tenant_id] += 1
         request.move_to(RequestStatus.PREEMPTED)
-        request.record_preemption(
-            now_s, f"recompute: {cause}; gave back {counted(num_blocks, 'block')}"
-        )
+        request.record_preemption(now_s, f"{departure.mode}: {cause}; {departure.words}")
         request.num_computed_tokens = 0
-        self.waiting.push(request, now_s)
+        self.waiting.push(request, self.view(now_s))
+        return departure
+
+    def _displace(self, candidate: Request, view: SchedulingView) -> bool:
+        """Preempt running requests that a waiting one outranks, if that makes room for it."""
+        if not self.switcher.budget.allows(view.now_s):
+            return False
+        num_needed = self.kv.blocks_needed(candidate, candidate.num_tokens)
+        num_available = self.kv.num_available_blocks
+        victims: list[Request] = []
+        for resident in self.policy.victims(self.running):
+            if not self.policy.displaces(candidate, resident, view):
+                break
+            victim = self.requests[resident.request_id]
+            if not self.switcher.may_leave(victim, view.now_s):
+                continue
+            victims.append(victim)
+            num_available += self.kv.num_held_blocks(victim.request_id)
+            num_left = self.num_present - len(victims)
+            memory = AdmissionView(num_needed, num_available, num_left)
+            if num_left == 0 or self.policy.admit(candidate, memory):
+                break
+        else:
+            return False
+        if not victims or not (num_left == 0 or self.policy.admit(candidate, memory)):
+            return False
+        for victim in victims:
+            cause = f"{candidate.request_id} comes first"
+            departure = self._preempt(victim, view.now_s, "rank", cause)
+            self.switcher.budget.spend(departure.cost_s)
+        return True
+
+    def _demand(self) -> int:
+        """Return how many tokens the requests that are in this step lack."""
+        lacking = [len(r.token_ids) - r.num_computed_tokens for r in self.running]
+        return sum(lacking) + sum(map(self._num_lacking, self._awaited))
+
+    def _num_lacking(self, request: Request) -> int:
+        """Return how many tokens a request lacks that was just admitted; none if it is not here."""
+        if request.status is RequestStatus.RUNNING:
+            return request.num_tokens - request.num_computed_tokens
+        if request in self._awaited:
+            return request.num_tokens - self.arriving[request.request_id][1]
+        return 0
 
     def _check_composition(self, requests: list[Request], counts: list[int]) -> None:
         missing = [len(r.token_ids) - r.num_computed_tokens for r in requests]
@@ -301,22 +406,40 @@ class Scheduler:
                 fix="Give each at most what it lacks, within the budget, and somebody at least one",
             )
 
-    def _admit_waiting(self, now_s: float) -> bool:
+    @staticmethod
+    def _leave_out(
+        coasting: Set[Request], requests: list[Request], counts: list[int]
+    ) -> tuple[list[Request], list[int]]:
+        """Leave out of a step who gets no tokens, and who coasts and must get one."""
+        work = zip(requests, counts, strict=True)
+        listed = [(r, count) for r, count in work if count and r not in coasting]
+        listed_counts = [count for _, count in listed]
+        if sum(counts) - sum(listed_counts) != len(coasting):
+            raise IntegrityError(
+                "the policy gave a request that decodes no token",
+                why="others were computed in advance",
+                fix="Give every request that lacks one token that token, in every step",
+            )
+        return [request for request, _ in listed], listed_counts
+
+    def _admit_waiting(self, now_s: float) -> None:
         """Start waiting requests in rank order until tokens, seats or memory run out.
 
-        Requests whose tenant runs as many as it may hold up nobody else.
-
-        Returns:
-            Whether anybody was started.
+        One that outranks running requests may take their place. Requests whose tenant runs as many
+        as it may hold up nobody else.
         """
         if not self.waiting:
-            return False
-        self.waiting.refresh(now_s)
-        num_running = len(self.running)
-        demand = sum(len(r.token_ids) - r.num_computed_tokens for r in self.running)
+            return
+        view = self.view(now_s)
+        self.waiting.refresh(view)
+        demand = self._demand()
         lacking: WaitReason | None = None
-        while lacking is None and (request := self.waiting.first(self.seats.full)) is not None:
-            if len(self.running) >= self.max_num_seqs:
+        full = self.seats.full
+        while lacking is None and (request := self.waiting.first(view, full)) is not None:
+            is_full = self.num_present >= self.max_num_seqs
+            if is_full and self._displace(request, view):
+                demand = self._demand()
+            elif is_full:
                 lacking = WaitReason.SEATS
                 cause = f"no free seat among {self.max_num_seqs}"
                 self._waits.hold(request, lacking, now_s, cause)
@@ -325,24 +448,25 @@ class Scheduler:
                 cause = f"running requests take all {self.max_num_batched_tokens} tokens of a step"
                 self._waits.hold(request, lacking, now_s, cause)
             elif self._admit(request, now_s):
-                demand += len(request.token_ids) - request.num_computed_tokens
-            elif self.running or not self._take_back_prompt():
+                demand += self._num_lacking(request)
+            elif self._displace(request, view):
+                demand = self._demand()
+            elif self.num_present or not self._take_back_prompt():
                 lacking = WaitReason.MEMORY
         self._waits.stand_still(lacking, now_s)
         self.lacking = lacking or (WaitReason.TENANT_LIMIT if self.waiting else None)
         for tenant_id in self.seats.full:
             if (request := self.waiting.first_of(tenant_id)) is not None:
                 self._hold_back(request, now_s)
-        return len(self.running) > num_running
 
     def _admit(self, request: Request, now_s: float) -> bool:
         kv = self.kv
         num_needed = kv.blocks_needed(request, request.num_tokens)
-        memory = AdmissionView(num_needed, kv.num_available_blocks, len(self.running))
-        alone = not self.running
+        num_present = self.num_present
+        memory = AdmissionView(num_needed, kv.num_available_blocks, num_present)
         num_cached = None
-        if alone or self.policy.admit(request, memory):
-            num_cached = kv.admit(request, len(self.running))
+        if not num_present or self.policy.admit(request, memory):
+            num_cached = self.switcher.enter(request, num_present)
         if num_cached is None:
             cause = f"needs {counted(num_needed, 'block')}, {kv.num_available_blocks} available"
             self._waits.hold(request, WaitReason.MEMORY, now_s, cause)
@@ -350,24 +474,65 @@ class Scheduler:
         self.waiting.remove(request)
         self._waits.leave(request, now_s)
         self._siblings.forget(request)
-        self.running.append(request)
         self.seats.take(request.tenant_id)
+        self.counters.take_turn(request.tenant_id)
+        self._account.promise(request)
+        if kv.is_arriving(request.request_id):
+            self._send_for(request, num_cached, now_s)
+        else:
+            self._start(request, num_cached, now_s)
+        return True
+
+    def _send_for(self, request: Request, num_cached: int, now_s: float) -> None:
+        """A request has memory, into which its KV is being loaded."""
+        self.arriving[request.request_id] = (request, num_cached)
+        self._account.swap(request, self.switcher.num_arriving_bytes(request))
+        if not self.switcher.may_arrive_beside(request, len(self.running)):
+            self._awaited.append(request)
+        request.record(EventKind.SWAPPING_IN, now_s, "its KV is loaded from a lower tier")
+        request.move_to(RequestStatus.SWAPPING_IN)
+
+    def _await_arrivals(self, now_s: float) -> None:
+        """Let everybody wait for arrivals, if they are to or if nobody has anything else to do."""
+        awaited, self._awaited = self._awaited, []
+        if not self.running and not awaited:
+            awaited = [request for request, _ in self.arriving.values()]
+        if awaited:
+            self.switcher.wait_for(awaited)
+            self._land(now_s)
+
+    def _land(self, now_s: float) -> None:
+        """Start the requests whose KV has arrived."""
+        for request_id, arrival in self.switcher.landed().items():
+            request, num_cached = self.arriving.pop(request_id)
+            if arrival.failure is not None:
+                num_cached = arrival.num_tokens_before
+            self._start(request, num_cached, now_s, arrival.failure)
+            self.kv.commit(request, num_cached)
+
+    def _start(
+        self, request: Request, num_cached: int, now_s: float, failure: str | None = None
+    ) -> None:
+        """Let a request run that has memory and KV for its first tokens."""
+        self.running = [*self.running, request]  # another list: it is not ranked
+        request.resident_since_s = now_s
         request.num_computed_tokens = max(request.num_computed_tokens, num_cached)
         request.num_tokens_when_admitted = request.num_tokens
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.num_computed_tokens
         request.num_settled_tokens = max(request.num_settled_tokens, request.num_computed_tokens)
-        resumed = request.status is RequestStatus.PREEMPTED
+        self._account.promise(request)
+        resumed = request.num_preemptions > 0
         if not resumed:
             self._started.append(request.request_id)
         request.move_to(RequestStatus.RUNNING)
         request.record(
             EventKind.RESUMED if resumed else EventKind.SCHEDULED,
             now_s,
-            f"{request.num_computed_tokens} of {request.num_tokens} tokens already have KV",
+            f"{request.num_computed_tokens} of {request.num_tokens} tokens already have KV"
+            + (f"; loading more failed: {failure}" if failure is not None else ""),
             num_tokens=request.num_computed_tokens,
         )
-        return True
 
     def _privatise(self, now_s: float) -> list[tuple[BlockId, BlockId]]:
         """Give writers private copies of the shared blocks they are about to change."""
@@ -388,6 +553,7 @@ class Scheduler:
         if request.num_output_tokens:
             request.record(EventKind.RECOMPUTED, now_s, "", num_tokens=num_tokens)
             return
+        request.first_token_s = now_s
         request.record(EventKind.FIRST_TOKEN, now_s, "", num_tokens=num_tokens)
         for sibling in self._siblings.release(request.request_id):
             # It computes the last prompt token itself, to draw its own first token.
@@ -396,14 +562,6 @@ class Scheduler:
             self._siblings.share(sibling)
             sibling.num_computed_tokens = sibling.num_settled_tokens = num_shared
             self._queue(sibling, now_s)
-
-    def _settle_prompt(self, request: Request) -> None:
-        """Charge the prompt tokens that are computed now and were not before."""
-        num_computed = min(request.num_computed_tokens, request.num_prompt_tokens)
-        num_new = num_computed - request.num_settled_tokens
-        if num_new > 0:
-            self.service.num_prompt_tokens[request.tenant_id] += num_new
-            request.num_settled_tokens = num_computed
 
     def _stop_running(self, request: Request) -> None:
         self.running.remove(request)
@@ -420,7 +578,7 @@ class Scheduler:
         """Put a request that never ran into the waiting queue."""
         self.lacking = None
         self._waits.enter(request, len(self.waiting), now_s)
-        self.waiting.push(request, now_s)
+        self.waiting.push(request, self.view(now_s))
         if request.tenant_id in self.seats.full:
             self._hold_back(request, now_s)
 

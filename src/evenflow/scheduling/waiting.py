@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 
 from evenflow.core.ids import RequestId, TenantId
 from evenflow.core.request import Request
-from evenflow.scheduling.policy import Policy, RankKey
+from evenflow.fairness.counters import VirtualCounters
+from evenflow.scheduling.policy import Policy, RankKey, SchedulingView
 
 _Place = tuple[RankKey, int]  # no two requests have the same sequence number
 
@@ -17,11 +18,17 @@ class WaitingQueue:
 
     When ranks do not change with time a request is ranked once, on entry; otherwise `refresh` ranks
     everybody anew. The requests of each tenant are a line of their own, so that finding the first
-    one whose tenant may start another takes a look at one request per tenant.
+    one whose tenant may start another takes a look at one request per tenant, and tenants can
+    change places without their lines being sorted again.
+
+    Args:
+        policy: ranks.
+        counters: told when a tenant begins to wait, if the policy ranks tenants.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, counters: VirtualCounters) -> None:
         self._policy = policy
+        self._counters = counters
         self._lines: dict[TenantId, list[tuple[_Place, Request]]] = {}
         self._places: dict[RequestId, _Place] = {}
 
@@ -36,12 +43,11 @@ class WaitingQueue:
         """Return the requests of each tenant that has some, in rank order."""
         return {id_: [request for _, request in line] for id_, line in self._lines.items()}
 
-    def push(self, request: Request, now_s: float) -> None:
+    def push(self, request: Request, view: SchedulingView) -> None:
         """Add a request at its rank."""
-        (key,) = self._policy.rank([request], now_s)
-        place = (key, request.sequence_number)
-        self._places[request.request_id] = place
-        insort(self._lines.setdefault(request.tenant_id, []), (place, request))
+        if self._policy.ranks_tenants and request.tenant_id not in self._lines:
+            self._counters.come_back(request.tenant_id, self._lines)
+        self._insert(request, view)
 
     def remove(self, request: Request) -> None:
         """Take a request out, if it is here."""
@@ -53,24 +59,41 @@ class WaitingQueue:
         if not line:
             del self._lines[request.tenant_id]
 
-    def refresh(self, now_s: float) -> None:
+    def rerank(self, request: Request, view: SchedulingView) -> None:
+        """Move a request to the place that its rank is now, if it is here."""
+        if request.request_id in self._places:
+            self.remove(request)
+            self._insert(request, view)
+
+    def refresh(self, view: SchedulingView) -> None:
         """Rank everybody anew, if ranks change with time."""
         if not self._policy.rank_changes_with_time:
             return
         requests = list(self)
         self._lines.clear()
-        for key, request in zip(self._policy.rank(requests, now_s), requests, strict=True):
+        for key, request in zip(self._policy.rank(requests, view), requests, strict=True):
             place = self._places[request.request_id] = (key, request.sequence_number)
             self._lines.setdefault(request.tenant_id, []).append((place, request))
         for line in self._lines.values():
             line.sort()
 
-    def first(self, passed_over: Collection[TenantId] = ()) -> Request | None:
+    def first(self, view: SchedulingView, passed_over: Collection[TenantId] = ()) -> Request | None:
         """Return the request that is next in line, without regard to some tenants."""
-        heads = [line[0] for tenant_id, line in self._lines.items() if tenant_id not in passed_over]
-        return min(heads)[1] if heads else None
+        heads = {id_: line[0] for id_, line in self._lines.items() if id_ not in passed_over}
+        if not heads:
+            return None
+        if not self._policy.ranks_tenants:
+            return min(heads.values())[1]
+        keys = self._policy.rank_tenants(list(heads), view)
+        return min(zip(keys, heads.values(), strict=True))[1][1]
 
     def first_of(self, tenant_id: TenantId) -> Request | None:
         """Return the request of one tenant that is next in line."""
         line = self._lines.get(tenant_id)
         return line[0][1] if line else None
+
+    def _insert(self, request: Request, view: SchedulingView) -> None:
+        (key,) = self._policy.rank([request], view)
+        place = (key, request.sequence_number)
+        self._places[request.request_id] = place
+        insort(self._lines.setdefault(request.tenant_id, []), (place, request))

@@ -285,6 +285,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "DetokenizeRequest": _body("tokens", tokens=_TOKENS, model=_TEXT),
     "AbortRequest": _body(request_id=_TEXT, all=_FLAG),
+    "PriorityRequest": _body("priority", priority=_ENGINE["priority"]),
     "SessionRequest": _body(session_id=_TEXT, tenant=_TEXT, ttl_s=_number(0, 86400)),
     "PinRequest": _body(tenant=_TEXT, ttl_s=_number(0, 86400)),
     "BatchRequest": _body(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Set
 
 from evenflow.core.clock import VirtualClock
 from evenflow.core.request import Request
@@ -38,82 +38,84 @@ class SimulatedExecutor:
         self._clock = clock
         self._log = log
         # Who got a token last, when that was, and when those did who got none since.
-        self._last: Sequence[Request] = ()
+        self._last: Set[Request] = frozenset()
         self._last_s = 0.0
         self._left_out: dict[Request, float] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Let the step's time pass; return a token for every request whose tokens end in it."""
-        self._pass_time(shape_of(plan))
-        if plan.num_tokens == len(plan.requests) and plan.requests == self._last:
-            ended: Sequence[Request] = plan.requests
-            token_ids = [answer_token(request.request_id) for request in ended]
-        else:
-            token_ids = [
-                answer_token(request.request_id)
-                if request.num_computed_tokens + count == len(request.token_ids)
-                else NO_TOKEN
-                for request, count in zip(plan.requests, plan.num_new_tokens, strict=True)
-            ]
-            ended = [r for r, id_ in zip(plan.requests, token_ids, strict=True) if id_ != NO_TOKEN]
-        self._note_tokens(ended)
+        shape = shape_of(plan)
+        duration_s = self._costs.step_s(shape)
+        if self._log is not None:
+            self._log.add(self._clock.now_s(), duration_s, shape)
+        self._clock.advance(duration_s)
+        self.num_steps += 1
+        self.num_tokens += shape.num_tokens
+        token_ids = [
+            answer_token(request.request_id)
+            if request.num_computed_tokens + count == len(request.token_ids)
+            else NO_TOKEN
+            for request, count in zip(plan.requests, plan.num_new_tokens, strict=True)
+        ]
+        pairs = zip(plan.requests, token_ids, strict=True)
+        self._note_tokens(plan.coasting | {request for request, id_ in pairs if id_ != NO_TOKEN})
         return StepResult(token_ids)
 
-    def coast(self, requests: Sequence[Request], max_steps: int, until_s: float) -> int:
+    def coast(
+        self, num_decodes: int, num_context_tokens: int, max_steps: int, until_s: float
+    ) -> int:
         """Let steps pass in which each request gets one token, as long as they begin in time.
 
         Args:
-            requests: all of them decode, and had a token in the step before.
+            num_decodes: requests; those that had a token in the step before and did not end.
+            num_context_tokens: KV entries that they read in the first step.
             max_steps: most steps.
             until_s: no step begins then or later.
 
         Returns:
             The number of steps.
         """
-        num_context_tokens = sum(len(request.token_ids) for request in requests)
-        for number in range(max_steps):
-            if self._clock.now_s() >= until_s:
-                return number
-            self._pass_time(StepShape((), len(requests), num_context_tokens))
-            self._note_tokens(requests)
-            num_context_tokens += len(requests)
-        return max_steps
+        step_s, log, gaps = self._costs.step_s, self._log, self.gaps
+        now_s = self._clock.now_s()
+        num_steps = 0
+        while num_steps < max_steps and now_s < until_s:
+            shape = StepShape((), num_decodes, num_context_tokens)
+            duration_s = step_s(shape)
+            if log is not None:
+                log.add(now_s, duration_s, shape)
+            now_s += duration_s
+            gaps[_ticks(now_s - self._last_s)] += num_decodes
+            self._last_s = now_s
+            num_context_tokens += num_decodes
+            num_steps += 1
+        self._clock.advance_to(now_s)
+        self.num_steps += num_steps
+        self.num_tokens += num_steps * num_decodes
+        return num_steps
 
     @staticmethod
-    def answer(request: Request, num_tokens: int) -> list[int]:
-        """Return the next tokens of a request's answer."""
-        return [answer_token(request.request_id)] * num_tokens
+    def answer(request: Request) -> int:
+        """Return the token of which a request's answer consists."""
+        return answer_token(request.request_id)
 
     def note_gap(self, seconds: float) -> None:
         """Count a gap that only a part of was spent here."""
         self.gaps[_ticks(seconds)] += 1
 
-    def _pass_time(self, shape: StepShape) -> None:
-        duration_s = self._costs.step_s(shape)
-        self.num_steps += 1
-        self.num_tokens += shape.num_tokens
-        if self._log is not None:
-            self._log.add(self._clock.now_s(), duration_s, shape)
-        self._clock.advance(duration_s)
-
-    def _note_tokens(self, requests: Sequence[Request]) -> None:
+    def _note_tokens(self, requests: Set[Request]) -> None:
         """Count the gaps that end now."""
         now_s = self._clock.now_s()
-        num_in_a_row = len(requests)
-        if requests != self._last:
-            before, now = set(self._last), set(requests)
-            for request in before - now:
-                if not request.is_finished:
-                    self._left_out[request] = self._last_s
-            for request in now - before:
-                num_in_a_row -= 1
-                last_s = self._left_out.pop(request, None)
-                if last_s is not None:
-                    self.gaps[_ticks(now_s - last_s)] += 1
-            self._last = requests
-        if num_in_a_row:
-            self.gaps[_ticks(now_s - self._last_s)] += num_in_a_row
-        self._last_s = now_s
+        for request in self._last - requests:
+            if not request.is_finished:
+                self._left_out[request] = self._last_s
+        others = requests - self._last
+        for request in others:
+            last_s = self._left_out.pop(request, None)
+            if last_s is not None:
+                self.gaps[_ticks(now_s - last_s)] += 1
+        if len(others) < len(requests):
+            self.gaps[_ticks(now_s - self._last_s)] += len(requests) - len(others)
+        self._last, self._last_s = requests, now_s
 
 
 def _ticks(seconds: float) -> int:

@@ -16,12 +16,13 @@ from evenflow.engine.outputs import Delta
 from evenflow.execution.costs import CostModel
 from evenflow.fairness.tenants import TenantDirectory
 from evenflow.memory.kv_cache_manager import KVCacheManager
-from evenflow.scheduling.coasting import coast, coasting_steps
+from evenflow.scheduling.coasting import Coast
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.simulation.executor import SimulatedExecutor
 from evenflow.simulation.prompts import MAX_TOKEN_ID
 from evenflow.simulation.step_log import StepLog
+from evenflow.workloads.priorities import NEVER_STEP
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ class Instance:
         self.executor = SimulatedExecutor(costs, self.clock, self.log)
         self.engine = Engine(scheduler, self.executor, self.clock, limits, only_ends=True)
         self.peak_kv_blocks = 0
+        self._coast = Coast(scheduler, self.executor.answer)
 
     def add(
         self,
@@ -127,22 +129,38 @@ class Instance:
             arrival_s=arrival_s,
         )
 
-    def advance(self, until_s: float) -> list[Delta]:
-        """Take a step, and those after it in which nothing can change.
+    def advance(self, until_s: float, until_step: int = NEVER_STEP) -> list[Delta]:
+        """Take a step, or several that are alike up to one in which somebody ends.
 
         Args:
             until_s: something may come from outside then; only the first step may begin later.
+            until_step: something comes from outside after so many steps, which are still to come.
 
         Returns:
             The last deltas of the requests that ended.
         """
+        deltas = self._take_equal_steps(min(until_s, self.engine.next_expiry_s), until_step)
+        return self._step() if deltas is None else deltas
+
+    def _take_equal_steps(self, until_s: float, until_step: int) -> list[Delta] | None:
+        """Coast; return None if the next step is not like the last, or begins too late."""
+        coast, executor = self._coast, self.executor
+        max_steps = min(coast.max_steps(), until_step - executor.num_steps)
+        num_steps = max_steps and executor.coast(
+            len(self.engine.scheduler.running), coast.num_context_tokens, max_steps, until_s
+        )
+        if not num_steps:
+            return None
+        ended = coast.take(num_steps, self.clock.now_s())
+        self.peak_kv_blocks = max(self.peak_kv_blocks, coast.peak_blocks)
+        return self.engine.report(ended)
+
+    def _step(self) -> list[Delta]:
+        """Take a single step."""
         engine = self.engine
+        self._coast.begin_single()
         deltas = engine.step()
-        max_steps = coasting_steps(engine.scheduler)
-        if max_steps:
-            running = engine.scheduler.running
-            num_steps = self.executor.coast(running, max_steps, min(until_s, engine.next_expiry_s))
-            coast(engine.scheduler, num_steps, self.executor.answer)
+        deltas += engine.report(self._coast.end_single(self.clock.now_s()))
         kv = engine.scheduler.kv
         self.peak_kv_blocks = max(self.peak_kv_blocks, kv.num_blocks - kv.num_available_blocks)
         return deltas

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from evenflow.core.clock import VirtualClock
 from evenflow.core.errors import IntegrityError
-from evenflow.execution.transfers import Copy, Ticket, Tier
+from evenflow.memory.transfers import Copy, Outcome, Ticket, Tier
 from evenflow.simulation.shapes import DeviceShape, LinkShape
 
 _DUST_S = 1e-9
@@ -151,6 +151,10 @@ class SimulatedTransfers:
         bytes_per_block: bytes of a block over all layers.
         num_pieces: copies that a run of blocks takes: 1 when a block is one range over all layers
             (block-first), 2 * num_layers when every layer's keys and values lie apart.
+
+    Attributes:
+        bytes_per_block: bytes of a block over all layers.
+        num_pieces: copies that a run of blocks takes.
     """
 
     def __init__(
@@ -164,22 +168,33 @@ class SimulatedTransfers:
         self._clock = clock
         self._shapes = dict(links)
         self._links = {direction: SharedLink(clock.now_s()) for direction in links}
-        self._bytes_per_block = bytes_per_block
-        self._num_pieces = num_pieces
+        self.bytes_per_block = bytes_per_block
+        self.num_pieces = num_pieces
         self._dispatcher_free_s = clock.now_s()
-        self._in_flight: dict[Ticket, None] = {}
+        # The tickets in flight, and how long each takes when nothing else is on its link.
+        self._in_flight: dict[Ticket, float] = {}
         # Done by their link, and on their way for the link's latency: (when they arrive, order).
         self._landing: list[tuple[float, int, Ticket]] = []
         self._num_landed = 0
-        self._done: list[Ticket] = []
+        self._done: list[Outcome] = []
 
     @property
     def in_flight(self) -> Collection[Ticket]:
         """The tickets that are not known to be done, in order of submission."""
         return self._in_flight.keys()
 
-    def submit(self, source: Tier, destination: Tier, copies: Sequence[Copy]) -> Ticket:
+    def submit(
+        self,
+        source: Tier,
+        destination: Tier,
+        copies: Sequence[Copy],
+        *,
+        after: Collection[Ticket] = (),
+    ) -> Ticket:
         """Start some copies and return at once.
+
+        They begin when the tickets in `after` are done, as foretold now: what is submitted later
+        may delay those tickets and does not delay this one.
 
         Raises:
             IntegrityError: there is no such link, or a copy's sides are not equally long.
@@ -193,28 +208,40 @@ class SimulatedTransfers:
         for origin, target in copies:
             if origin.length != target.length:
                 raise IntegrityError(f"cannot copy {origin} to {target}")
-            num_bytes = origin.length * self._bytes_per_block / self._num_pieces
-            work_s += self._num_pieces * max(shape.min_copy_s, num_bytes / shape.bytes_per_s)
-        start_s = max(self._clock.now_s(), self._dispatcher_free_s)
-        num_calls = len(copies) * self._num_pieces
-        self._dispatcher_free_s = start_s + num_calls * shape.dispatch_s
-        flow = Flow(ticket, work_s, start_s, self._dispatcher_free_s)
+            num_bytes = origin.length * self.bytes_per_block / self.num_pieces
+            work_s += self.num_pieces * max(shape.min_copy_s, num_bytes / shape.bytes_per_s)
+        issued_s = max(self._clock.now_s(), self._dispatcher_free_s)
+        dispatch_s = len(copies) * self.num_pieces * shape.dispatch_s
+        self._dispatcher_free_s = issued_s + dispatch_s
+        earlier_s = (self.completion_s(earlier) for earlier in after if earlier in self._in_flight)
+        start_s = max([issued_s, *earlier_s])
+        flow = Flow(ticket, work_s, start_s, max(start_s, self._dispatcher_free_s))
         self._links[source, destination].flows.append(flow)
-        self._in_flight[ticket] = None
+        self._in_flight[ticket] = shape.latency_s + max(dispatch_s, work_s)
         return ticket
 
-    def poll(self) -> list[Ticket]:
-        """Return the tickets that are done and were not returned before, in order of completion."""
+    def poll(self) -> list[Outcome]:
+        """Return how tickets ended that were not returned before, in order of completion."""
         self._catch_up()
         done, self._done = self._done, []
         return done
 
-    def wait(self, ticket: Ticket) -> None:
-        """Move the clock to when a ticket is done, if that is to come."""
-        self._catch_up()
-        if ticket in self._in_flight:
-            self._clock.advance_to(self.completion_s(ticket))
+    def wait(self, tickets: Collection[Ticket]) -> float:
+        """Move the clock to when tickets are done, as far as that is to come; return how far."""
+        began_s = self._clock.now_s()
+        for ticket in tickets:
             self._catch_up()
+            if ticket in self._in_flight:
+                self._clock.advance_to(self.completion_s(ticket))
+                self._catch_up()
+        return self._clock.now_s() - began_s
+
+    def fence(self, tickets: Collection[Ticket]) -> float:
+        """Wait: a simulated device cannot."""
+        return self.wait(tickets)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def completion_s(self, ticket: Ticket) -> float:
         """Return when a ticket in flight will be done if nothing more is submitted."""
@@ -261,8 +288,7 @@ class SimulatedTransfers:
                 self._num_landed += 1
         while self._landing and self._landing[0][0] <= now_s:
             *_, ticket = heapq.heappop(self._landing)
-            del self._in_flight[ticket]
-            self._done.append(ticket)
+            self._done.append(Outcome(ticket, self._in_flight.pop(ticket)))
 
 
 def host_links(device: DeviceShape) -> dict[tuple[Tier, Tier], LinkShape]:

@@ -18,6 +18,7 @@ MAX_TOKEN_ID = 0x7FFF_FFFF
 _Runs = tuple[tuple[int, int], ...]  # (token id, how often)
 
 
+@lru_cache(maxsize=65_536)
 def answer_token(request_id: str) -> int:
     """Return the token id of which the answer to a request consists."""
     return _token_of(f"answer to {request_id}")

@@ -16,6 +16,7 @@ from evenflow.simulation.arrivals import Arrivals
 from evenflow.simulation.instance import Instance, SimulationSettings
 from evenflow.simulation.prompts import Prompts, answer_token
 from evenflow.simulation.result import ResultBuilder, SimulationResult
+from evenflow.workloads.priorities import PriorityFeed, RecordedPriorities, subject_of
 from evenflow.workloads.request import WorkloadRequest
 
 _PROGRESS_EVERY = 200  # requests that ended
@@ -29,6 +30,7 @@ def simulate(
     directory: TenantDirectory | None = None,
     log_steps: bool = False,
     explain_ids: Collection[str] = (),
+    priorities: PriorityFeed | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> SimulationResult:
     """Serve a workload in virtual time.
@@ -40,13 +42,15 @@ def simulate(
         directory: limits of tenants.
         log_steps: keep `SimulationResult.steps`.
         explain_ids: requests to explain. They are called "0", "1", ... in order of arrival.
+        priorities: what is said of the requests' priorities from outside, from its beginning.
         on_progress: called now and then with the number of requests that ended.
 
     Raises:
         InvalidRequestError: the workload is not in order of arrival.
     """
     instance = Instance(settings, costs, directory=directory, log_steps=log_steps)
-    return _Simulation(requests, instance, frozenset(explain_ids)).run(on_progress)
+    feed = RecordedPriorities(()) if priorities is None else priorities
+    return _Simulation(requests, instance, frozenset(explain_ids), feed).run(on_progress)
 
 
 class _Simulation:
@@ -57,12 +61,14 @@ class _Simulation:
         requests: Iterable[WorkloadRequest],
         instance: Instance,
         explain_ids: frozenset[str],
+        priorities: PriorityFeed,
     ) -> None:
         self._arrivals = Arrivals(requests)
         self._instance = instance
         self._prompts = Prompts()
         self._live: dict[str, WorkloadRequest] = {}
         self._explain_ids = explain_ids
+        self._priorities = priorities
         self._explanations: dict[str, Explanation] = {}
         self._result = ResultBuilder()
         self._num_added = 0
@@ -76,7 +82,9 @@ class _Simulation:
             for due_s, request in arrivals.take(instance.clock.now_s()):
                 self._add(due_s, request)
             if instance.engine.has_work:
-                for delta in instance.advance(arrivals.next_s):
+                self._change_priorities()
+                until_s = min(arrivals.next_s, self._priorities.next_s)
+                for delta in instance.advance(until_s, self._priorities.next_step):
                     self._end(delta)
             elif math.isinf(arrivals.next_s):
                 break
@@ -88,17 +96,31 @@ class _Simulation:
         wall_s = time.perf_counter() - began_s
         return self._result.build([instance], self._explanations, wall_s=wall_s)
 
+    def _change_priorities(self) -> None:
+        """Play the updates of priorities that are due."""
+        feed, instance = self._priorities, self._instance
+        num_steps, now_s = instance.executor.num_steps, instance.clock.now_s()
+        if feed.next_step > num_steps and feed.next_s > now_s:
+            return
+        while feed.next_step <= num_steps or feed.next_s <= now_s:
+            feed.update()
+        for request_id, request in self._live.items():
+            priority = feed.priority(subject_of(request, request_id))
+            if priority is not None:
+                instance.engine.set_priority(request_id, priority)
+
     def _add(self, due_s: float, request: WorkloadRequest) -> None:
         request_id = str(self._num_added)
         self._num_added += 1
         prompt = self._prompts.write(request, request_id)
         tenant_id = TenantId(request.tenant) if request.tenant else DEFAULT_TENANT
+        priority = self._priorities.priority(subject_of(request, request_id))
         try:
             self._instance.add(
                 request_id,
                 prompt,
                 request.num_output_tokens,
-                priority=request.priority,
+                priority=request.priority if priority is None else priority,
                 tenant_id=tenant_id,
                 arrival_s=due_s,
             )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from evenflow.execution.torch.kv_store import KVLayout, KVStore
+from evenflow.memory.extents import Extent
 
 LAYOUTS: list[KVLayout] = ["block_first", "layer_first"]
 
@@ -61,6 +63,27 @@ def test_poison_fills_the_named_blocks_only(layout: KVLayout) -> None:
     store.poison([1, 4])
     assert torch.isnan(store.blocks[[1, 4]]).all()
     assert torch.isfinite(store.blocks[[0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pieces_are_the_contiguous_memory_of_a_run_in_the_order_of_its_layers(
+    layout: KVLayout,
+) -> None:
+    store = filled(layout)
+    pieces = store.pieces(Extent(1, 3))
+    assert len(pieces) == store.num_pieces == (1 if layout == "block_first" else 6)
+    assert all(piece.is_contiguous() for piece in pieces)
+    joined = pieces[0] if layout == "block_first" else torch.stack(list(pieces), dim=1)
+    assert torch.equal(joined.flatten(), store.blocks[1:4].flatten())
+    pieces[-1][-1].fill_(-1.0)
+    assert store.values(2)[3, 1, 3, 7] == -1.0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_addresses_are_where_the_pieces_of_a_block_begin(layout: KVLayout) -> None:
+    store = filled(layout)
+    pieces = [ctypes.string_at(address, store.piece_bytes) for address in store.addresses(3)]
+    assert b"".join(pieces) == store.blocks[3].contiguous().numpy().tobytes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

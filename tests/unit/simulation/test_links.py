@@ -7,10 +7,11 @@ import pytest
 
 from evenflow.core.clock import VirtualClock
 from evenflow.core.errors import ConfigError, IntegrityError
-from evenflow.execution.transfers import Copy, Tier, TransferEngine, overlapping
 from evenflow.memory.extents import Extent
+from evenflow.memory.transfers import Copy, Tier, TransferEngine, overlapping
 from evenflow.simulation.links import SimulatedTransfers, host_links
 from evenflow.simulation.shapes import LinkShape, load_device
+from support.tickets import tickets_of
 
 MIB = 2**20
 OUT = (Tier.DEVICE, Tier.HOST)
@@ -40,19 +41,19 @@ def test_transfer_takes_its_bytes_and_the_latency() -> None:
     clock.advance_to(14.4)
     assert engine.poll() == []
     clock.advance_to(14.5)
-    assert engine.poll() == [ticket]
+    assert tickets_of(engine.poll()) == [ticket]
     assert engine.poll() == []
 
 
 def test_transfer_of_small_copies_takes_their_dispatch() -> None:
     engine, clock = transfers(dispatch_s=0.1, bytes_per_s=1e9)
-    engine.wait(engine.submit(*OUT, [blocks(n * 2, 1) for n in range(5)]))
+    engine.wait([engine.submit(*OUT, [blocks(n * 2, 1) for n in range(5)])])
     assert clock.now_s() == pytest.approx(10.5)
 
 
 def test_transfer_of_small_copies_takes_no_less_than_the_engines_least() -> None:
     engine, clock = transfers(min_copy_s=0.2, bytes_per_s=1e9)
-    engine.wait(engine.submit(*OUT, [blocks(n * 2, 1) for n in range(5)]))
+    engine.wait([engine.submit(*OUT, [blocks(n * 2, 1) for n in range(5)])])
     assert clock.now_s() == pytest.approx(11.0)
 
 
@@ -63,24 +64,24 @@ def test_transfer_of_scattered_pieces_takes_what_the_papers_table_says() -> None
         engine, clock = transfers(num_pieces=64, bytes_per_block=2 * MIB, **link)
         bounds = [63 * n // num_groups for n in range(num_groups + 1)]
         copies = [blocks(a, b - a) for a, b in pairwise(bounds)]
-        engine.wait(engine.submit(*OUT, copies))
+        engine.wait([engine.submit(*OUT, copies)])
         assert (clock.now_s() - 10) * 1e3 == pytest.approx(expected_ms, rel=0.01)
 
 
 def test_transfers_in_one_direction_share_the_link_equally() -> None:
     engine, clock = transfers()
     long, short = engine.submit(*OUT, [blocks(0, 6)]), engine.submit(*OUT, [blocks(6, 2)])
-    engine.wait(short)
+    engine.wait([short])
     assert clock.now_s() == pytest.approx(14.0)
-    engine.wait(long)
+    engine.wait([long])
     assert clock.now_s() == pytest.approx(18.0)
-    assert engine.poll() == [short, long]
+    assert tickets_of(engine.poll()) == [short, long]
 
 
 def test_transfers_in_both_directions_do_not_slow_each_other() -> None:
     engine, clock = transfers()
     engine.submit(*OUT, [blocks(0, 4)])
-    engine.wait(engine.submit(*IN, [blocks(8, 4)]))
+    engine.wait([engine.submit(*IN, [blocks(8, 4)])])
     assert clock.now_s() == pytest.approx(14.0)
     assert len(engine.poll()) == 2
 
@@ -88,7 +89,7 @@ def test_transfers_in_both_directions_do_not_slow_each_other() -> None:
 def test_transfers_wait_for_the_dispatching_thread_in_turn() -> None:
     engine, clock = transfers(dispatch_s=1.0, bytes_per_s=1e9)
     engine.submit(*OUT, [blocks(n * 2, 1) for n in range(3)])
-    engine.wait(engine.submit(*IN, [blocks(20, 1)]))
+    engine.wait([engine.submit(*IN, [blocks(20, 1)])])
     assert clock.now_s() == pytest.approx(14.0)
 
 
@@ -119,7 +120,7 @@ def test_in_flight_tickets_fence_their_ranges_until_they_are_done() -> None:
     second = engine.submit(*OUT, [(Extent(4, 4), Extent(104, 4))])
     assert overlapping(engine.in_flight, Tier.DEVICE, [Extent(3, 1)]) == [first]
     assert overlapping(engine.in_flight, Tier.HOST, [Extent(107, 9)]) == [second]
-    engine.wait(first)
+    engine.wait([first])
     assert overlapping(engine.in_flight, Tier.DEVICE, [Extent(0, 4)]) == []
 
 
@@ -127,15 +128,15 @@ def test_wait_for_a_ticket_that_is_done_takes_no_time() -> None:
     engine, clock = transfers()
     ticket = engine.submit(*OUT, [blocks(0, 1)])
     clock.advance_to(20.0)
-    engine.wait(ticket)
+    engine.wait([ticket])
     assert clock.now_s() == 20.0
-    assert engine.poll() == [ticket]
+    assert tickets_of(engine.poll()) == [ticket]
 
 
 def test_transfer_of_nothing_is_done_at_once() -> None:
     engine, _ = transfers(dispatch_s=1.0)
     ticket = engine.submit(*OUT, [])
-    assert engine.poll() == [ticket]
+    assert tickets_of(engine.poll()) == [ticket]
 
 
 def test_submit_refuses_sides_that_are_not_equally_long() -> None:
@@ -161,3 +162,16 @@ def test_host_links_are_those_of_the_device() -> None:
 def test_simulated_transfers_are_a_transfer_engine() -> None:
     engine: TransferEngine = transfers()[0]
     assert engine.poll() == []
+
+
+def test_transfer_begins_when_what_it_comes_after_is_done() -> None:
+    engine, clock = transfers()
+    first = engine.submit(*OUT, [blocks(0, 4)])
+    second = engine.submit(*IN, [blocks(0, 2)], after=[first])
+    other = engine.submit(*IN, [blocks(9, 1)])
+    engine.wait([other])
+    assert clock.now_s() == pytest.approx(11.0)
+    engine.wait([second])
+    assert clock.now_s() == pytest.approx(16.0)
+    seconds = [outcome.seconds for outcome in engine.poll()]
+    assert seconds == pytest.approx([1.0, 4.0, 2.0])

@@ -15,6 +15,7 @@ from evenflow.bench.simulated.variant import Variant
 from evenflow.core.errors import EvenflowError
 from evenflow.simulation.result import SimulationResult
 from evenflow.simulation.simulator import simulate
+from evenflow.workloads.priorities import PriorityFeed
 
 
 class NothingCompletedError(EvenflowError):
@@ -65,6 +66,7 @@ def run_simulation(
     label: str = "",
     log_steps: bool = False,
     explain_ids: Collection[str] = (),
+    priorities: Callable[[], PriorityFeed] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> SimulatedRun:
     """Simulate one variant.
@@ -76,6 +78,7 @@ def run_simulation(
         label: of the run; without it, the policy's name.
         log_steps: keep what each step was like, for plots and timelines.
         explain_ids: places of requests in order of arrival, to be explained.
+        priorities: begins to play what changes their priorities.
         on_progress: called now and then with the number of requests that ended.
 
     Raises:
@@ -89,6 +92,7 @@ def run_simulation(
         variant.cost_model(),
         log_steps=log_steps,
         explain_ids=explain_ids,
+        priorities=None if priorities is None else priorities(),
         on_progress=on_progress,
     )
     if not is_completed(result).any():

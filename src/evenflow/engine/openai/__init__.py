@@ -16,6 +16,7 @@ from evenflow.engine.openai.request import (
     IGNORED,
     ParsedRequest,
     Prompt,
+    parse_priority,
     parse_request,
 )
 from evenflow.engine.openai.response import response_body
@@ -29,6 +30,7 @@ __all__ = [
     "ParsedRequest",
     "Prompt",
     "error_body",
+    "parse_priority",
     "parse_request",
     "response_body",
 ]

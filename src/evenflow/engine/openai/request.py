@@ -172,7 +172,7 @@ def parse_request(
         url=url,
         prompts=prompts,
         params=params,
-        priority=_priority(fields),
+        priority=parse_priority(fields.get("priority", 0)),
         echo=_switch(fields, "echo"),
         cache_salt=_text(fields, "cache_salt") or "",
         session_id=_text(fields, "session_id"),
@@ -249,8 +249,12 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _priority(fields: Mapping[str, Any]) -> int:
-    value = fields.get("priority", 0)
+def parse_priority(value: object) -> int:
+    """Read a priority: a number, or the name of one.
+
+    Raises:
+        InvalidRequestError: it is neither.
+    """
     if isinstance(value, str) and value in PRIORITY_CLASSES:
         return PRIORITY_CLASSES[value]
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > 2**31:

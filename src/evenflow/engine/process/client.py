@@ -41,6 +41,7 @@ from evenflow.engine.process.messages import (
     LoadProgress,
     Output,
     Rejected,
+    SetPriority,
     Shutdown,
     Snapshot,
     StepOutput,
@@ -252,6 +253,11 @@ class AsyncEngine:
         """End a request, if it still runs. Its last deltas come all the same."""
         if request_id in self._live and self._failure is None:
             self._send(Abort(request_id, cause))
+
+    def set_priority(self, request_id: str, priority: int) -> None:
+        """Change the priority of a request, if it still runs; lower is earlier."""
+        if request_id in self._live and self._failure is None:
+            self._send(SetPriority(request_id, priority))
 
     def abort_all(self, cause: str) -> None:
         """End all requests."""

@@ -31,6 +31,7 @@ from evenflow.engine.process.messages import (
     ErrorInfo,
     Output,
     Rejected,
+    SetPriority,
     Shutdown,
     StepOutput,
 )
@@ -121,6 +122,8 @@ class EngineHost:
                 self._add(command)
             case Abort(request_id, cause):
                 self._abort(request_id, cause)
+            case SetPriority(request_id, priority):
+                self._set_priority(request_id, priority)
             case EncodeSentences():
                 self._encode_sentences(command)
             case AdminCall():
@@ -136,6 +139,15 @@ class EngineHost:
             command, future = compiling
             future.cancel()
             self._reject(command, RequestAbortedError("the request was ended", why=cause))
+
+    def _set_priority(self, request_id: str, priority: int) -> None:
+        compiling = self._compiling.get(request_id)
+        if compiling is None:
+            self.engine.set_priority(request_id, priority)
+        else:
+            command, future = compiling
+            changed = msgspec.structs.replace(command, priority=priority)
+            self._compiling[request_id] = (changed, future)
 
     def _add(self, command: AddRequest) -> None:
         if command.params.structured is not None:

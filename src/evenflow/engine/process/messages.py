@@ -41,6 +41,13 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     cause: str
 
 
+class SetPriority(msgspec.Struct, tag=True, frozen=True):
+    """Change the priority of a request and all its completions; lower is earlier."""
+
+    request_id: str
+    priority: int
+
+
 class EncodeSentences(msgspec.Struct, tag=True, frozen=True):
     """Embed token sequences with the sentence model; answered by an `AdminReply`."""
 
@@ -61,7 +68,7 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
     """Leave now. Who wants to hear how requests ended aborts them before."""
 
 
-Command = AddRequest | Abort | EncodeSentences | AdminCall | Shutdown
+Command = AddRequest | Abort | SetPriority | EncodeSentences | AdminCall | Shutdown
 
 
 class LoadProgress(msgspec.Struct, tag=True, frozen=True):

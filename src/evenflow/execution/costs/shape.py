@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from evenflow.scheduling.plan import StepPlan
 
 
-@dataclass(slots=True, frozen=True)
-class StepShape:
+class StepShape(NamedTuple):
     """What a step computes, as a cost model sees it.
 
     Attributes:
@@ -46,8 +45,8 @@ class StepShape:
 def shape_of(plan: StepPlan) -> StepShape:
     """Return the shape of a plan that has not been carried out yet."""
     chunks = []
-    num_decodes = 0
-    num_before = 0
+    num_decodes = len(plan.coasting)
+    num_before = sum([request.num_computed_tokens for request in plan.coasting])
     for request, count in zip(plan.requests, plan.num_new_tokens, strict=True):
         before = request.num_computed_tokens
         if count == 1 and before >= request.num_prompt_tokens:

@@ -13,10 +13,14 @@ import contextlib
 import math
 import mmap
 import sys
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
+
+from evenflow.core.errors import KVMemoryError
+from evenflow.memory.extents import Extent
 
 KVLayout = Literal["block_first", "layer_first"]
 
@@ -30,12 +34,16 @@ class KVStore:
     ```
 
     A block-first block is one contiguous range over all layers, so moving a run of them is a single
-    copy. Memory is reserved, not touched: a page costs nothing until a token is stored in it.
+    copy. Memory is reserved, not touched: a page costs nothing until a token is stored in it. Only
+    if it is pinned, so that CUDA can read and write it by itself, it is all there from the start.
 
     Attributes:
         data: the storage, shaped by the layout.
         blocks: the same memory, always indexed
             (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim).
+        num_pieces: ranges of memory that a run of blocks takes: 1 block-first, 2 * num_layers
+            layer-first.
+        piece_bytes: bytes that one block has in each of them.
     """
 
     def __init__(
@@ -48,6 +56,8 @@ class KVStore:
         layout: KVLayout = "block_first",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        *,
+        pinned: bool = False,
     ) -> None:
         self.num_blocks = num_blocks
         self.num_layers = num_layers
@@ -59,9 +69,15 @@ class KVStore:
         if layout == "block_first":
             self.data = _reserve((num_blocks, num_layers, 2, *block), dtype, torch.device(device))
             self.blocks = self.data
+            self.num_pieces = 1
         else:
             self.data = _reserve((num_layers, 2, num_blocks, *block), dtype, torch.device(device))
             self.blocks = self.data.permute(2, 0, 1, 3, 4, 5)
+            self.num_pieces = 2 * num_layers
+        block_bytes = self.bytes_per_block(num_layers, num_kv_heads, head_dim, block_size, dtype)
+        self.piece_bytes = block_bytes // self.num_pieces
+        if pinned:
+            _pin(self)
         self._keys = tuple(self.blocks[:, layer, 0] for layer in range(num_layers))
         self._values = tuple(self.blocks[:, layer, 1] for layer in range(num_layers))
 
@@ -83,6 +99,18 @@ class KVStore:
     def values(self, layer: int) -> torch.Tensor:
         """Return a layer's values: (num_blocks, num_kv_heads, block_size, head_dim), a view."""
         return self._values[layer]
+
+    def pieces(self, run: Extent) -> Sequence[torch.Tensor]:
+        """Return the memory of a run of blocks as contiguous views, `num_pieces` of them."""
+        if self.layout == "block_first":
+            return (self.data[run.start : run.stop],)
+        return self.data.flatten(0, 1)[:, run.start : run.stop].unbind()
+
+    def addresses(self, block_id: int) -> range:
+        """Return where the pieces of a run of blocks begin that begins with `block_id`."""
+        first = self.data.data_ptr() + block_id * self.piece_bytes
+        stride = self.num_blocks * self.piece_bytes
+        return range(first, first + self.num_pieces * stride, stride)
 
     def write(
         self, layer: int, k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor
@@ -123,3 +151,24 @@ def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     with contextlib.suppress(OSError):  # a kernel without huge pages: ordinary ones will do
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _pin(store: KVStore) -> None:
+    """Keep a store's memory in its place for as long as the store lives.
+
+    Torch's own pinned memory would be rounded up to a power of two.
+
+    Raises:
+        KVMemoryError: the system does not let that much be pinned.
+    """
+    num_bytes, address = store.data.nbytes, store.data.data_ptr()
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    try:
+        torch.cuda.check_error(cudart.cudaHostRegister(address, num_bytes, 0))
+    except RuntimeError as error:
+        raise KVMemoryError(
+            f"{num_bytes / 2**30:.1f} GiB of host memory cannot be pinned",
+            why=str(error),
+            fix="Set a smaller --kv-host-memory, or 0 for none",
+        ) from error
+    weakref.finalize(store, cudart.cudaHostUnregister, address).atexit = False

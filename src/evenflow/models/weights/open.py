@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,6 +74,21 @@ class Checkpoint:
             return source
         key = f"{self.path.stem}-v{FORMAT_VERSION}-{self.gguf.fingerprint()[:32]}.safetensors"
         return cached(source, shapes, weight_cache_dir / key, progress)
+
+    def fingerprint(self, load_format: LoadFormat = "auto", seed: int = 0) -> str:
+        """Return a name for the weights that no others have, without reading them all.
+
+        Args:
+            load_format: as for `weights`.
+            seed: as for `weights`.
+        """
+        if load_format == "dummy":
+            return hashlib.sha256(repr((self.spec, "dummy", seed)).encode()).hexdigest()
+        if self.gguf is not None:
+            return self.gguf.fingerprint()
+        files = [self.path / "config.json", *weight_files(self.path)]
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return hashlib.sha256(repr((self.spec, stats)).encode()).hexdigest()
 
 
 def open_checkpoint(files: ModelFiles) -> Checkpoint:

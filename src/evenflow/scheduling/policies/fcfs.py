@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evenflow.core.request import RequestView
-from evenflow.scheduling.policy import AdmissionView, RankKey, split_fuse
+from evenflow.scheduling.policy import (
+    AdmissionView,
+    Policy,
+    RankKey,
+    SchedulingView,
+    split_fuse,
+)
 
 
-class Fcfs:
+class Fcfs(Policy):
     """Serves in order of arrival; the last to come is the first to give up memory."""
 
-    rank_changes_with_time = False
-
-    def rank(self, requests: Sequence[RequestView], now_s: float) -> list[RankKey]:
+    def rank(self, requests: Sequence[RequestView], view: SchedulingView) -> list[RankKey]:
         """Order by arrival."""
         return [(request.sequence_number,) for request in requests]
 

@@ -6,6 +6,7 @@ from evenflow.server.routes import (
     embeddings,
     insight,
     messages,
+    requests,
     responses,
     text,
     tokens,
@@ -18,6 +19,7 @@ ALL = (
     embeddings.routes,
     tokens.routes,
     batches.routes,
+    requests.routes,
     insight.routes,
     admin.routes,
 )

@@ -1,18 +1,16 @@
-"""What the server does and how it fares: health, metrics, explanations, the dashboard's data."""
+"""What the server does and how it fares: health, metrics, the dashboard's data."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from evenflow.core.errors import EvenflowError
 from evenflow.server.endpoint import Shared
-from evenflow.server.errors import NotFoundError
 from evenflow.server.http import EventStream, JSONBytes, event
 from evenflow.server.live_state import MAX_ENDED_REQUESTS, MAX_LIVE_REQUESTS, live_state
 from evenflow.server.metrics import CONTENT_TYPE
@@ -52,23 +50,6 @@ async def version(shared: Shared) -> dict[str, str]:
 async def metrics(shared: Shared) -> Response:
     """Write all metrics in Prometheus's text format."""
     return Response(shared.serving.metrics.render(), media_type=CONTENT_TYPE)
-
-
-@routes.get("/v1/requests/{request_id}/explain")
-async def explain(request_id: str, request: Request, shared: Shared) -> dict[str, Any]:
-    """Tell where the time of a request went, be it running or done."""
-    identity = shared.door.identify(request)
-    explanation = await shared.serving.explain(request_id)
-    may_see = explanation is not None and (
-        identity is None or shared.door.may_see(identity, explanation["tenant"])
-    )
-    if explanation is None or not may_see:
-        raise NotFoundError(
-            f"there is no request {request_id[:200]!r}",
-            why="it never was, another tenant sent it, or it ended long ago",
-            fix="Use the id in the response's `id` field or its X-Request-Id header",
-        )
-    return explanation
 
 
 @routes.get("/ui/state")

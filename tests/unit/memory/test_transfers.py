@@ -1,5 +1,5 @@
-from evenflow.execution.transfers import Ticket, Tier, overlapping
 from evenflow.memory.extents import Extent
+from evenflow.memory.transfers import Ticket, Tier, overlapping
 
 OUT = Ticket(Tier.DEVICE, Tier.HOST, ((Extent(0, 4), Extent(100, 4)), (Extent(8, 2), Extent(0, 2))))
 IN = Ticket(Tier.HOST, Tier.DEVICE, ((Extent(50, 3), Extent(20, 3)),))

@@ -1,0 +1,278 @@
+"""A tier below the device: blocks that carry copies of content, and nothing else.
+
+    reserve ──▶ being written ──keep──▶ kept ──hold──▶ being read ──release──▶ kept
+                      └──abandon──▶ not found            (what is worth least makes room)
+
+It is a pool like the device's, with the same allocator, so that what leaves the device in long runs
+arrives in long runs.
+
+Knows: which content lies where on the tier, what each copy is worth, whose they are.
+Does not know: the device; how bytes get here.
+
+Invariants:
+    A block that is written or read holds a reference and is not given away.
+    What can be found is kept or being written; its hash says which bytes it holds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from evenflow.core.errors import IntegrityError
+from evenflow.core.ids import DEFAULT_TENANT, BlockId, TenantId
+from evenflow.memory.block_pool import BlockPool
+from evenflow.memory.extents import Extent
+from evenflow.memory.prefix_cache import BlockHash
+from evenflow.memory.transfers import Tier
+
+_MIN_GROUP_BLOCKS = 8
+
+
+class Worth(NamedTuple):
+    """What keeping a copy is good for. The smallest goes first.
+
+    Attributes:
+        is_within_quota: whether the tenant had no more copies than its share when this was made.
+        is_awaited: whether somebody who lives is sure to come back for it.
+        urgency: of its request; the negative priority.
+        num_tokens: tokens to be computed again without it, times the chance of its return. All
+            blocks have the same size, so this stands for value by bytes; and since what follows a
+            lost block is lost too, a chain is given up from its end.
+    """
+
+    is_within_quota: bool = True
+    is_awaited: bool = False
+    urgency: int = 0
+    num_tokens: float = 0.0
+
+
+class ByWorth:
+    """Gives up what is worth least, the oldest among equals. Operations are O(log n)."""
+
+    def __init__(self) -> None:
+        self._worth: dict[BlockHash, tuple[Worth, int]] = {}
+        self._appraised: dict[BlockHash, Worth] = {}
+        # May hold entries that `_worth` no longer confirms.
+        self._heap: list[tuple[Worth, int, BlockHash]] = []
+        self._num_added = 0
+
+    def appraise(self, key: BlockHash, worth: Worth) -> None:
+        """Say what `key` is worth, be it a candidate or about to become one."""
+        if key in self._worth:
+            self._push(key, worth)
+        else:
+            self._appraised[key] = worth
+
+    def access(self, key: BlockHash) -> None:
+        """Uses do not change what a copy is worth."""
+
+    def predict(self, key: BlockHash) -> float:
+        """Expect what is worth little to be used late."""
+        return -self._worth[key][0].num_tokens
+
+    def victim(self) -> BlockHash:
+        """Return the candidate that is worth least."""
+        while self._heap:
+            worth, number, key = self._heap[0]
+            if self._worth.get(key) == (worth, number):
+                return key
+            heapq.heappop(self._heap)
+        raise LookupError("no candidate to evict")
+
+    def add(self, key: BlockHash) -> None:
+        """Make `key` a candidate, worth what was said last, or nothing."""
+        self._push(key, self._appraised.pop(key, Worth()))
+
+    def discard(self, key: BlockHash) -> None:
+        """Make `key` no candidate, if it was one; what it is worth is forgotten."""
+        self._worth.pop(key, None)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._worth
+
+    def __len__(self) -> int:
+        return len(self._worth)
+
+    def _push(self, key: BlockHash, worth: Worth) -> None:
+        self._num_added += 1
+        self._worth[key] = (worth, self._num_added)
+        heapq.heappush(self._heap, (worth, self._num_added, key))
+        if len(self._heap) > 2 * len(self._worth) + 64:
+            self._heap = [(worth, number, key) for key, (worth, number) in self._worth.items()]
+            heapq.heapify(self._heap)
+
+
+class Journal(Protocol):
+    """Remembers across restarts what a tier holds."""
+
+    def contents(self) -> Mapping[BlockHash, int]:
+        """Return the block of each content that outlived the last process."""
+        ...
+
+    def record(self, slot: int, content: BlockHash) -> bool:
+        """Note that a block is written; return whether it is sound."""
+        ...
+
+    def forget(self, slot: int) -> None:
+        """Note that a block is about to be written again."""
+        ...
+
+
+class LowerTier:
+    """Copies on one tier.
+
+    Args:
+        tier: which one.
+        num_blocks: blocks it holds.
+        tenant_share: share of the blocks (0-1) up to which a tenant's copies are as good as any;
+            what it has beyond that goes first when room is needed.
+        journal: for a tier that outlives the process; what it knows can be found at once.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        num_blocks: int,
+        *,
+        tenant_share: float = 1.0,
+        journal: Journal | None = None,
+    ) -> None:
+        self.tier = tier
+        self.num_blocks = num_blocks
+        self._by_worth = ByWorth()
+        self._pool = BlockPool(num_blocks, self._by_worth)
+        self._quota = tenant_share * num_blocks
+        self._tenant_of: list[TenantId | None] = [None] * num_blocks
+        self._num_blocks_of: Counter[TenantId] = Counter()
+        self._journal = journal
+        if journal is not None:
+            self._recall(journal)
+
+    @property
+    def num_kept(self) -> int:
+        """Blocks whose content can be found."""
+        return self._pool.num_cached
+
+    @property
+    def num_unheld(self) -> int:
+        """Blocks that are neither read nor written at present."""
+        return self._pool.num_empty + self._pool.num_evictable
+
+    def find(self, content: BlockHash) -> BlockId | None:
+        """Return the block with this content, if there is one."""
+        return self._pool.find(content)
+
+    def content_of(self, block_id: BlockId) -> BlockHash | None:
+        """Return the content under which a block is found, if it is."""
+        return self._pool.content_of(block_id)
+
+    def reserve(
+        self, contents: Sequence[BlockHash], tenant_id: TenantId = DEFAULT_TENANT
+    ) -> list[Extent]:
+        """Take blocks to write these contents into; they can be found at once.
+
+        Copies that are worth least make room. If too many blocks are in use only the first contents
+        find place.
+
+        Args:
+            contents: none of them is here.
+            tenant_id: for whom.
+
+        Returns:
+            Where they go, in order; for fewer contents if there is not enough room.
+        """
+        num_blocks = min(len(contents), self.num_unheld)
+        if not num_blocks:
+            return []
+        if self._pool.num_ready < num_blocks:
+            self._pool.cool_for_run(min(num_blocks, _MIN_GROUP_BLOCKS))
+            self._pool.cool(num_blocks)
+        extents = self._pool.allocate(num_blocks)
+        block_ids = [block_id for extent in extents for block_id in extent.block_ids]
+        for block_id, content in zip(block_ids, contents, strict=False):
+            if self._journal is not None:
+                self._journal.forget(block_id)
+            self._pool.register(content, block_id)
+            before = self._tenant_of[block_id]
+            if before is not None:
+                self._num_blocks_of[before] -= 1
+            self._tenant_of[block_id] = tenant_id
+        self._num_blocks_of[tenant_id] += num_blocks
+        return extents
+
+    def keep(self, block_ids: Collection[BlockId]) -> None:
+        """End what `reserve` began: the blocks are written, unless they were abandoned."""
+        if self._journal is not None:
+            contents = ((id_, self._pool.content_of(id_)) for id_ in block_ids)
+            lost = [
+                id_ for id_, c in contents if c is not None and not self._journal.record(id_, c)
+            ]
+            self._pool.unregister(lost)
+        self._pool.release(block_ids)
+
+    def hold(self, block_ids: Iterable[BlockId]) -> None:
+        """Keep blocks from being given away until `release`, because they are about to be read."""
+        self._pool.share(block_ids)
+
+    def release(self, block_ids: Collection[BlockId]) -> None:
+        """End what `hold` began; the content stays until the room is needed."""
+        self._pool.release(block_ids)
+
+    def appraise(self, contents: Sequence[BlockHash], worth: Worth) -> None:
+        """Say what copies of a chain's blocks are worth, as far as they are here.
+
+        Args:
+            contents: of successive blocks, up to the end of the chain.
+            worth: with the tokens that one block saves.
+        """
+        for num_behind, content in enumerate(reversed(contents), 1):
+            block_id = self._pool.find(content)
+            if block_id is not None:
+                num_tokens = worth.num_tokens * num_behind
+                fits = self._is_within_quota(block_id)
+                self._by_worth.appraise(
+                    content, worth._replace(is_within_quota=fits, num_tokens=num_tokens)
+                )
+
+    def abandon(self, block_ids: Collection[BlockId]) -> None:
+        """Let nobody find held blocks any more, because their bytes are not to be trusted."""
+        self._pool.unregister(block_ids)
+        if self._journal is not None:
+            for block_id in block_ids:
+                self._journal.forget(block_id)
+
+    def clear(self) -> None:
+        """Forget all copies that are neither read nor written."""
+        before = list(self._pool.cached_ids)
+        self._pool.empty_evictable()
+        if self._journal is not None:
+            for block_id in before:
+                if self._pool.content_of(block_id) is None:
+                    self._journal.forget(block_id)
+
+    def check_integrity(self) -> None:
+        """Recount everything by brute force.
+
+        Raises:
+            IntegrityError: an invariant does not hold.
+        """
+        self._pool.check_integrity()
+        counts = Counter(tenant for tenant in self._tenant_of if tenant is not None)
+        if counts != +self._num_blocks_of:
+            raise IntegrityError(f"tenants have {counts}, counted are {self._num_blocks_of}")
+
+    def _recall(self, journal: Journal) -> None:
+        """Find again what an earlier process left."""
+        block_ids = [
+            id_ for extent in self._pool.allocate(self.num_blocks) for id_ in extent.block_ids
+        ]
+        for content, slot in journal.contents().items():
+            self._pool.register(content, block_ids[slot])
+        self._pool.release(block_ids)
+
+    def _is_within_quota(self, block_id: BlockId) -> bool:
+        tenant_id = self._tenant_of[block_id]
+        return tenant_id is None or self._num_blocks_of[tenant_id] <= self._quota
