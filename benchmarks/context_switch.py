@@ -1,4 +1,4 @@
-"""What context switches cost: seven engines that differ in nothing but how they switch.
+"""What context switches cost: six engines that differ in nothing but how they switch.
 
 Conversations of ShareGPT's lengths are served under the priority policy while priorities change
 from outside (FastSwitch, arXiv 2411.18424): those that lose leave the device, those that win come
@@ -31,9 +31,11 @@ The last line on stdout is one JSON object:
         cause, bytes and calls by direction, the share of live tokens for which there is KV memory.
     ratio_by_case: as `ratio`.
 
-Usage: python benchmarks/context_switch.py [--world real|paper-a10|paper-a100] [--quick]
+Usage: python benchmarks/context_switch.py [--world real|gpu|paper-a10|paper-a100] [--quick]
            [--rounds N] [--arms LIST] [--turns sharegpt_turns.csv.gz] [--plots DIR]
     --turns: lengths of real conversations; without it, of distributions fitted to them
+    --world: SmolLM2 on this machine's CPU; Llama-3-8B with random weights on its GPU; or Llama-3-8B
+        on an A10 and Qwen-2.5-32B on an A100, simulated, with the paper's thousand conversations
     --quick: one case, fewer and shorter conversations; fairness is simulated
 """
 

@@ -62,4 +62,4 @@ def _parts(axes: Axes, arms: Mapping[str, Record]) -> None:
     axes.barh(names, whole - rest, left=rest, color="tab:red", label="steps held up by switches")
     axes.invert_yaxis()
     axes.set(xlabel="P99 of TBT (ms)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)

@@ -1,4 +1,4 @@
-"""Where `context_switch.py` serves: this machine's CPU, or simulated GPUs."""
+"""Where `context_switch.py` serves: this machine's CPU, its GPU, or simulated GPUs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from context_switch_arms import ARMS, BASELINE, BLOCK_SIZE, Arm, Limits, build_scheduler
+from context_switch_gpu import GpuWorld
 from context_switch_load import LoadShape
 from context_switch_run import Stage
 from evenflow.config import load_config
@@ -153,24 +154,33 @@ class RealWorld:
 
 def _real(quick: bool) -> World:
     if quick:
-        shape = LoadShape(
-            num_conversations=12, rate=20.0, frequency=0.1, max_tokens=200, scale=0.08
-        )
-        return RealWorld("smollm2", shape, num_blocks=22)
-    shape = LoadShape(num_conversations=24, rate=1.0, frequency=0.04, max_tokens=1000, scale=0.25)
+        shape = LoadShape(num_conversations=16, rate=20, frequency=0.1, max_tokens=160, scale=0.08)
+        return RealWorld("smollm2", shape, num_blocks=14)
+    shape = LoadShape(num_conversations=24, rate=1, frequency=0.04, max_tokens=1000, scale=0.25)
     return RealWorld("smollm2", shape, num_blocks=100)
 
 
 def _paper(model: str, device: str, frequency: float, *, quick: bool) -> World:
     if quick:
-        shape = LoadShape(num_conversations=60, rate=2.0, frequency=frequency, max_tokens=4000)
+        shape = LoadShape(num_conversations=60, rate=2, frequency=frequency, max_tokens=4000)
         return SimulatedWorld(model, device, shape, num_blocks=420)
     shape = LoadShape(num_conversations=1000, rate=0.2, frequency=frequency, max_tokens=8000)
     return SimulatedWorld(model, device, shape)
 
 
+def _gpu(quick: bool) -> World:
+    if quick:
+        shape = LoadShape(
+            num_conversations=20, rate=4.0, frequency=0.04, max_tokens=2000, scale=0.5
+        )
+        return GpuWorld(shape, num_blocks=300)
+    shape = LoadShape(num_conversations=60, rate=1, frequency=0.04, max_tokens=4000)
+    return GpuWorld(shape, num_blocks=1000)
+
+
 WORLDS: Mapping[str, Callable[[bool], World]] = {
     "real": _real,
+    "gpu": _gpu,
     "paper-a10": lambda quick: _paper("llama-3-8b", "a10", 0.04, quick=quick),
     "paper-a100": lambda quick: _paper("qwen-2.5-32b", "a100", 0.02, quick=quick),
 }

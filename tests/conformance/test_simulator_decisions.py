@@ -82,7 +82,7 @@ def decisions_of_engine(
     clock = VirtualClock()
     executor = RecordingExecutor(clock)
     limits = ModelLimits(settings.max_model_len, MAX_TOKEN_ID + 1)
-    engine = Engine(settings.build_scheduler(), executor, clock, limits)
+    engine = Engine(settings.build_scheduler(clock), executor, clock, limits)
     executor.engine = engine
     prompts = Prompts()
     coming = list(enumerate(requests))

@@ -256,26 +256,27 @@ def test_other_tenants_files_batches_and_answers_are_not_there(
 def test_priority_is_changed_by_its_tenant_and_operators_alone(
     server: ServerProcess, keys: Keys, paused: None
 ) -> None:
-    def change(tenant: str, body: object, request_id: str = "urgent") -> Answer:
+    def change(tenant: str, request_id: str, body: object) -> Answer:
         path = f"/v1/requests/{request_id}/priority"
         return ask(server.address, "POST", path, body, bearer(keys[tenant]))
 
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(complete, server, keys["acme"], {"X-Request-Id": "urgent"})
+        waiting = threads.submit(complete, server, keys["acme"])
         wait_for(lambda: len(live(server, keys)) == 1, "it waits")
-        assert change("globex", {"priority": -5}).status == 404
-        assert change("acme", {"priority": -5}, "other").error["code"] == "not_found"
+        request_id = live(server, keys)[0]["id"]
+        assert change("globex", request_id, {"priority": -5}).status == 404
+        assert change("acme", "nobody", {"priority": -5}).error["code"] == "not_found"
         for wrong in (None, {}, [], {"priority": "now"}, {"priority": 1.5}, {"urgency": 1}):
-            answer = change("acme", wrong)
+            answer = change("acme", request_id, wrong)
             assert (answer.status, answer.error["code"]) == (400, "invalid_request"), wrong
         assert live(server, keys)[0]["priority"] == 0
         for tenant, priority, number in (("acme", "batch", 100), ("ops", -5, -5)):
-            answer = change(tenant, {"priority": priority})
-            assert answer.json() == {"id": "urgent", "priority": number}
+            answer = change(tenant, request_id, {"priority": priority})
+            assert answer.json() == {"id": request_id, "priority": number}
             assert live(server, keys)[0]["priority"] == number
         ask(server.address, "POST", "/admin/resume", None, bearer(keys["ops"]))
-        assert waiting.result().status == 200
-    assert change("acme", {"priority": 1}).status == 404
+        assert waiting.result().json()["id"] == request_id
+    assert change("acme", request_id, {"priority": 1}).status == 404
 
 
 def test_session_is_its_tenants_alone(server: ServerProcess, keys: Keys) -> None:

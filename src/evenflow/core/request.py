@@ -92,6 +92,7 @@ class Request:
         stop_token_ids: ids that end the request, the model's end tokens included.
         num_preemptions: times it lost its memory.
         resident_since_s: when it last began or went on to run, in the engine clock's seconds.
+        left_s: when it came, or last lost its memory, in the engine clock's seconds.
         first_token_s: when it had its first token, in the engine clock's seconds; None before.
         events: its turning points, oldest first.
     """
@@ -104,6 +105,7 @@ class Request:
         "first_token_s",
         "grammar",
         "hidden_sum",
+        "left_s",
         "max_num_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -175,6 +177,7 @@ class Request:
         self.stop_reason: int | str | None = None
         self.num_preemptions = 0
         self.resident_since_s = 0.0
+        self.left_s = arrival_s
         self.first_token_s: float | None = None
         self.status = RequestStatus.WAITING
         self.events: list[RequestEvent] = []

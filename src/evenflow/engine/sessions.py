@@ -143,6 +143,10 @@ class SessionTable:
         self._sessions[session.key] = session
         return session
 
+    def has(self, tenant_id: TenantId, session_id: str) -> bool:
+        """Return whether a tenant has a session of this id."""
+        return (tenant_id, session_id) in self._sessions
+
     def get(self, tenant_id: TenantId, session_id: str) -> Session:
         """Return a tenant's session.
 

@@ -159,6 +159,11 @@ class Residency:
         """Whether anything is in flight."""
         return bool(self._jobs)
 
+    @property
+    def num_bytes_moved(self) -> int:
+        """Bytes that were sent between tiers so far."""
+        return sum(self.stats.num_blocks.values()) * self.transfers.bytes_per_block
+
     def num_clean(self, contents: Iterable[BlockHash]) -> int:
         """Return of how many blocks there is a copy on the host."""
         find = self.host.find

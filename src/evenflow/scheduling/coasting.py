@@ -141,6 +141,7 @@ class Coast:
     def end_single(self, now_s: float) -> list[Request]:
         """The single step is over: return who ended of those who coasted beside it."""
         scheduler = self._scheduler
+        self._drop_preempted()
         self._run_until((self._step + 1,), now_s)
         scheduler.coasting = frozenset()
         scheduler.before_turn = None
@@ -150,9 +151,6 @@ class Coast:
                 if request.status is RequestStatus.RUNNING:
                     self._join(request)
         else:
-            for request in [r for r in self._base if r.status is not RequestStatus.RUNNING]:
-                self._leave(request)
-                scheduler.service.num_output_tokens[request.tenant_id] -= 1
             self.land()
             self._begin()
         return self._take_ended()
@@ -170,7 +168,16 @@ class Coast:
 
     def _take_turn(self, request: Request, now_s: float) -> None:
         """In a single step it is the turn of a request that does not coast."""
+        self._drop_preempted()
         self._run_until((self._step, True, self._place(request)), now_s)
+
+    def _drop_preempted(self) -> None:
+        """Let go of those who were preempted in a single step, and had no token in it."""
+        scheduler = self._scheduler
+        if scheduler.num_preemptions != self._num_preemptions:
+            for request in self._base.keys() - scheduler.plan.coasting:
+                self._leave(request)
+                scheduler.service.num_output_tokens[request.tenant_id] -= 1
 
     def _run_until(self, stop: tuple[int] | tuple[int, bool, _Place], now_s: float) -> None:
         """Do what single steps would have done by now.
@@ -182,9 +189,9 @@ class Coast:
         kv, events = self._scheduler.kv, self._events
         while events and events[0] < stop:
             step, is_after, place, is_end, request = events[0]
-            if request.status is not RequestStatus.RUNNING or is_end:
+            if is_end or request not in self._base:
                 heappop(events)
-                if request.status is RequestStatus.RUNNING:
+                if request in self._base:
                     self._end(request, now_s)
                 continue
             num_tokens = self._base[request] + step

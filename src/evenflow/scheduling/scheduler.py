@@ -189,7 +189,12 @@ class Scheduler:
         requests = list(self.running)
         counts = self.policy.compose(requests, self.max_num_batched_tokens)
         self._check_composition(requests, counts)
-        coasting = self.coasting & set(requests)
+        # Some may have been preempted just now, and even have been admitted again.
+        coasting = self.coasting and {
+            r
+            for r in self.coasting & set(requests)
+            if len(r.token_ids) > r.num_tokens_when_admitted
+        }
         if coasting or 0 in counts:
             requests, counts = self._leave_out(coasting, requests, counts)
         table = self.kv.table
@@ -349,6 +354,7 @@ class Scheduler:
         request.move_to(RequestStatus.PREEMPTED)
         request.record_preemption(now_s, f"{departure.mode}: {cause}; {departure.words}")
         request.num_computed_tokens = 0
+        request.left_s = now_s
         self.waiting.push(request, self.view(now_s))
         return departure
 
@@ -487,7 +493,7 @@ class Scheduler:
         """A request has memory, into which its KV is being loaded."""
         self.arriving[request.request_id] = (request, num_cached)
         self._account.swap(request, self.switcher.num_arriving_bytes(request))
-        if not self.switcher.may_arrive_beside(request, len(self.running)):
+        if not self.switcher.may_arrive_beside(request, len(self.running), now_s):
             self._awaited.append(request)
         request.record(EventKind.SWAPPING_IN, now_s, "its KV is loaded from a lower tier")
         request.move_to(RequestStatus.SWAPPING_IN)

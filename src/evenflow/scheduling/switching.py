@@ -159,19 +159,27 @@ class Switcher:
             return 0
         return self._num_bytes(self._residency.arrivals[request.request_id].num_blocks)
 
-    def may_arrive_beside(self, request: Request, num_running: int) -> bool:
-        """Return whether steps go on while a request that was just entered arrives."""
+    def may_arrive_beside(self, request: Request, num_running: int, now_s: float) -> bool:
+        """Return whether steps go on while a request that was just entered arrives.
+
+        They do if that delays everybody by less, in proportion to what they wait for anyway.
+        """
         if num_running == 0 or self._residency is None or self.options.timing == "between":
             return False
         if self.options.timing == "beside":
             return True
         arrival = self._residency.arrivals[request.request_id]
         load_s = self.costs.move_s(Tier.HOST, Tier.DEVICE, arrival.num_blocks)
+        step_s = self.costs.step_s
+        if step_s == 0:
+            return True
+        # What residents wait makes their time between tokens so much longer; what the request waits
+        # for the next step makes the gap longer that it has had already.
+        delay = num_running * load_s / step_s
         slowdown = self.costs.slowdown.value or 0.0
-        waits_s = max(self.costs.step_s - load_s, 0.0)
-        return self._load_choice.beside(
-            slowdown * load_s * num_running + waits_s, load_s * num_running
-        )
+        gap_s = now_s - request.left_s + load_s + step_s
+        own_delay = max(step_s - load_s, 0.0) / gap_s
+        return self._load_choice.beside(slowdown * delay + own_delay, delay)
 
     def wait_for(self, requests: Iterable[Request]) -> None:
         """Let everybody wait until requests have arrived; `landed` returns them then."""

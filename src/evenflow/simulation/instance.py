@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from evenflow.config.scheduler import check_step_budget
@@ -19,10 +19,15 @@ from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.coasting import Coast
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
+from evenflow.scheduling.switching import SwitchOptions
 from evenflow.simulation.executor import SimulatedExecutor
+from evenflow.simulation.links import HostMemory
 from evenflow.simulation.prompts import MAX_TOKEN_ID
 from evenflow.simulation.step_log import StepLog
 from evenflow.workloads.priorities import NEVER_STEP
+
+_SESSION_TTL_S = 3600.0
+"""How long a session's KV is kept between turns, unless the room is needed."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -38,6 +43,8 @@ class SimulationSettings:
         max_model_len: most tokens of prompt and output together, as far as the blocks hold them;
             longer prompts are rejected.
         enable_prefix_caching: whether the content of full blocks is found again.
+        host: memory of the host for copies of KV; None for none.
+        switching: how requests leave the device and come back.
 
     Raises:
         ConfigError: the token budget leaves nothing for prompts.
@@ -50,22 +57,28 @@ class SimulationSettings:
     block_size: int = 16
     max_model_len: int = 32_768
     enable_prefix_caching: bool = True
+    host: HostMemory | None = None
+    switching: SwitchOptions = field(default_factory=SwitchOptions)
 
     def __post_init__(self) -> None:
         check_step_budget(self.max_num_batched_tokens, self.max_num_seqs)
 
-    def build_scheduler(self, directory: TenantDirectory | None = None) -> Scheduler:
-        """Build the scheduler with its KV memory."""
+    def build_scheduler(
+        self, clock: VirtualClock, directory: TenantDirectory | None = None
+    ) -> Scheduler:
+        """Build the scheduler with its KV memory, and a host whose links follow a clock."""
         return Scheduler(
             load_policy(self.policy),
             KVCacheManager(
                 self.num_blocks,
                 self.block_size,
                 enable_prefix_caching=self.enable_prefix_caching,
+                residency=None if self.host is None else self.host.build(clock),
             ),
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             directory=directory,
+            switching=self.switching,
         )
 
 
@@ -94,11 +107,11 @@ class Instance:
         directory: TenantDirectory | None = None,
         log_steps: bool = False,
     ) -> None:
-        scheduler = settings.build_scheduler(directory)
+        self.clock = VirtualClock()
+        scheduler = settings.build_scheduler(self.clock, directory)
         # What does not fit even into all blocks would wait for ever.
         num_kv_tokens = settings.num_blocks * settings.block_size
         limits = ModelLimits(min(settings.max_model_len, num_kv_tokens), MAX_TOKEN_ID + 1)
-        self.clock = VirtualClock()
         self.log = StepLog(scheduler) if log_steps else None
         self.executor = SimulatedExecutor(costs, self.clock, self.log)
         self.engine = Engine(scheduler, self.executor, self.clock, limits, only_ends=True)
@@ -114,8 +127,18 @@ class Instance:
         priority: int,
         tenant_id: TenantId,
         arrival_s: float,
+        session_id: str | None = None,
     ) -> None:
         """Queue a request.
+
+        Args:
+            request_id: names it.
+            prompt_token_ids: its prompt.
+            num_output_tokens: after which it ends.
+            priority: lower is earlier, under the priority policy.
+            tenant_id: whom it is for.
+            arrival_s: when it came.
+            session_id: whose next turn it is; with a host, its KV is kept there afterwards.
 
         Raises:
             ContextLengthError: it is longer than the model allows.
@@ -127,6 +150,7 @@ class Instance:
             priority=priority,
             tenant_id=tenant_id,
             arrival_s=arrival_s,
+            session_id=self._open(tenant_id, session_id),
         )
 
     def advance(self, until_s: float, until_step: int = NEVER_STEP) -> list[Delta]:
@@ -141,6 +165,15 @@ class Instance:
         """
         deltas = self._take_equal_steps(min(until_s, self.engine.next_expiry_s), until_step)
         return self._step() if deltas is None else deltas
+
+    def _open(self, tenant_id: TenantId, session_id: str | None) -> str | None:
+        """Return the session if turns are kept, having opened it if it is new."""
+        if session_id is None or self.engine.scheduler.kv.residency is None:
+            return None
+        sessions = self.engine.sessions
+        if not sessions.has(tenant_id, session_id):
+            sessions.open(tenant_id, _SESSION_TTL_S, session_id)
+        return session_id
 
     def _take_equal_steps(self, until_s: float, until_step: int) -> list[Delta] | None:
         """Coast; return None if the next step is not like the last, or begins too late."""

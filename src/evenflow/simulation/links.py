@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 
 from evenflow.core.clock import VirtualClock
 from evenflow.core.errors import IntegrityError
+from evenflow.memory.lower_tier import LowerTier
+from evenflow.memory.residency import Residency
 from evenflow.memory.transfers import Copy, Outcome, Ticket, Tier
 from evenflow.simulation.shapes import DeviceShape, LinkShape
 
@@ -289,6 +291,35 @@ class SimulatedTransfers:
         while self._landing and self._landing[0][0] <= now_s:
             *_, ticket = heapq.heappop(self._landing)
             self._done.append(Outcome(ticket, self._in_flight.pop(ticket)))
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class HostMemory:
+    """Memory of the host for copies of KV.
+
+    Attributes:
+        num_blocks: blocks of it.
+        bytes_per_block: bytes of a block over all layers.
+        links: by source and destination.
+        num_pieces: as for `SimulatedTransfers`.
+        by_group: move runs of blocks as one copy.
+        keep_copies: whether a copy outlives its return to the device.
+    """
+
+    num_blocks: int
+    bytes_per_block: int
+    links: Mapping[tuple[Tier, Tier], LinkShape]
+    num_pieces: int = 1
+    by_group: bool = True
+    keep_copies: bool = True
+
+    def build(self, clock: VirtualClock) -> Residency:
+        """Build the host, with nothing on it."""
+        transfers = SimulatedTransfers(
+            clock, self.links, bytes_per_block=self.bytes_per_block, num_pieces=self.num_pieces
+        )
+        host = LowerTier(Tier.HOST, self.num_blocks)
+        return Residency(transfers, host, by_group=self.by_group, keep_copies=self.keep_copies)
 
 
 def host_links(device: DeviceShape) -> dict[tuple[Tier, Tier], LinkShape]:

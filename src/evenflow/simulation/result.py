@@ -51,6 +51,8 @@ class SimulationResult:
         peak_kv_blocks: most blocks in use at the end of a step; the sum over instances.
         num_kv_blocks: blocks there were.
         preemption_counts: by (mode, reason, tenant).
+        num_bytes_moved: bytes of KV that were copied between tiers.
+        switch_stall_s: seconds for which steps waited for such copies.
         kv: the memory of each instance at the end.
         steps: the steps one by one, if they were logged.
         explanations: by request id, of those that were asked for.
@@ -74,6 +76,8 @@ class SimulationResult:
     peak_kv_blocks: int
     num_kv_blocks: int
     preemption_counts: Mapping[tuple[str, str, TenantId], int]
+    num_bytes_moved: int
+    switch_stall_s: float
     kv: Sequence[KVCacheStats]
     steps: StepLog | None
     explanations: Mapping[str, Explanation]
@@ -160,6 +164,14 @@ class ResultBuilder:
             peak_kv_blocks=sum(instance.peak_kv_blocks for instance in instances),
             num_kv_blocks=sum(instance.engine.scheduler.kv.num_blocks for instance in instances),
             preemption_counts=dict(preemptions),
+            num_bytes_moved=sum(
+                residency.num_bytes_moved
+                for instance in instances
+                if (residency := instance.engine.scheduler.kv.residency) is not None
+            ),
+            switch_stall_s=sum(
+                sum(instance.engine.scheduler.switcher.stall_s.values()) for instance in instances
+            ),
             kv=[instance.engine.scheduler.kv.stats() for instance in instances],
             steps=instances[0].log,
             explanations=explanations,

@@ -123,6 +123,7 @@ class _Simulation:
                 priority=request.priority if priority is None else priority,
                 tenant_id=tenant_id,
                 arrival_s=due_s,
+                session_id=request.session,
             )
         except ContextLengthError:
             self._result.reject(request_id, tenant_id, due_s, len(prompt))

@@ -66,7 +66,8 @@ def summarize_simulation(
         **_attainment(done, len(result.end_s), goodput),
         "num_preemptions": int(result.num_preemptions.sum()),
         **_preemptions_by_mode(result),
-        "bytes_moved": 0,
+        "bytes_moved": result.num_bytes_moved,
+        "switch_stall_s": result.switch_stall_s,
         "prefix_cache_hit_ratio": float(
             result.num_cached_tokens.sum() / result.num_prompt_tokens.sum()
         ),

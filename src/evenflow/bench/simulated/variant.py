@@ -14,7 +14,10 @@ from evenflow.bench.config import rate_for_json
 from evenflow.config import CacheConfig
 from evenflow.core.errors import ConfigError
 from evenflow.execution.costs import CostModel, load_profile
+from evenflow.memory.sizing import format_bytes
+from evenflow.scheduling.switching import PreemptionMode, SwapTiming, SwitchOptions
 from evenflow.simulation.instance import SimulationSettings
+from evenflow.simulation.links import HostMemory, host_links
 from evenflow.simulation.roofline import RooflineCosts
 from evenflow.simulation.shapes import (
     DeviceShape,
@@ -52,6 +55,9 @@ class Variant:
         pp: stages that the layers are divided into.
         kv_memory: for KV on each device, such as 40GiB; None for what the model leaves.
         memory_utilization: share of a device's memory that is used, without `kv_memory`.
+        kv_host_memory: of the host for copies of each device's KV, such as 60GiB; None for none.
+        preemption_mode: what becomes of the KV of requests that lose their place.
+        swap_timing: when KV is copied.
         num_blocks: KV blocks, whatever the memory; None for as many as fit.
         block_size: tokens per block.
         max_num_seqs: most running requests.
@@ -73,6 +79,9 @@ class Variant:
     pp: int = 1
     kv_memory: str | None = None
     memory_utilization: float = 0.9
+    kv_host_memory: str | None = None
+    preemption_mode: PreemptionMode = "auto"
+    swap_timing: SwapTiming = "auto"
     num_blocks: int | None = None
     block_size: int = 16
     max_num_seqs: int = 256
@@ -137,7 +146,9 @@ class Variant:
                 tp=self.tp,
                 pp=self.pp,
                 block_size=self.block_size,
-                kv_memory_bytes=None if self.kv_memory is None else _bytes(self.kv_memory),
+                kv_memory_bytes=(
+                    None if self.kv_memory is None else _bytes(self.kv_memory, "--kv-memory")
+                ),
                 memory_utilization=self.memory_utilization,
             )
         num_tokens = num_blocks * self.block_size
@@ -155,6 +166,25 @@ class Variant:
             block_size=self.block_size,
             max_model_len=self.max_model_len or int(min(longest, num_tokens)),
             enable_prefix_caching=self.enable_prefix_caching,
+            host=self._host(),
+            switching=SwitchOptions(mode=self.preemption_mode, timing=self.swap_timing),
+        )
+
+    def _host(self) -> HostMemory | None:
+        if self.kv_host_memory is None:
+            return None
+        model, device = self._shapes()
+        model = device.form_of(model)
+        bytes_per_block = self.block_size * model.kv_bytes_per_token_per_gpu(self.tp, self.pp)
+        num_blocks = _bytes(self.kv_host_memory, "--kv-host-memory") // bytes_per_block
+        if num_blocks < 1:
+            raise ConfigError(
+                f"--kv-host-memory {self.kv_host_memory} holds no KV block",
+                why=f"a block of {model.name} takes {format_bytes(bytes_per_block)}",
+                fix="Give more, or leave it out",
+            )
+        return HostMemory(
+            num_blocks=num_blocks, bytes_per_block=bytes_per_block, links=host_links(device)
         )
 
     def cost_model(self) -> CostModel:
@@ -251,7 +281,7 @@ def sweep_name(field: str) -> str:
     return "rate" if field == "request_rate" else field.replace("_", "-")
 
 
-def _bytes(amount: str) -> int:
+def _bytes(amount: str, flag: str) -> int:
     """Read an amount of memory.
 
     Raises:
@@ -264,7 +294,7 @@ def _bytes(amount: str) -> int:
         num_bytes = 0
     if not num_bytes:
         raise ConfigError(
-            f"--kv-memory {amount!r} is no amount of memory", fix="Give bytes, such as 40GiB"
+            f"{flag} {amount!r} is no amount of memory", fix="Give bytes, such as 40GiB"
         )
     return num_bytes
 
