@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world", choices=WORLDS, default="real")
     parser.add_argument("--quick", action="store_true", help="a small run, under 50 s")
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
     parser.add_argument("--turns", type=Path, help="lengths of ShareGPT turns")
     parser.add_argument("--plots", type=Path, help="folder to draw into")
@@ -167,10 +167,9 @@ def main() -> None:
     chosen = list(dict.fromkeys([BASELINE, *args.arms.split(",")]))
     if unknown := [arm for arm in chosen if arm not in ARMS]:
         parser.error(f"there is no arm {unknown[0]}; there are {', '.join(ARMS)}")
-    num_rounds = args.rounds or (1 if args.quick else 3)
     world = WORLDS[args.world](args.quick)
     comparison = Comparison(world)
-    for number, load in enumerate(loads(world, args.turns, num_rounds, quick=args.quick)):
+    for number, load in enumerate(loads(world, args.turns, args.rounds, quick=args.quick)):
         first = number % len(chosen)
         comparison.run(load, chosen[first:] + chosen[:first])
     cases = list(comparison.figures)
@@ -180,7 +179,7 @@ def main() -> None:
         "world": args.world,
         "ratio": comparison.ratios(cases),
         "switch_share_p99": comparison.switch_shares(),
-        "jain": jain(args.world, num_rounds, quick=args.quick),
+        "jain": jain(args.world, args.rounds, quick=args.quick),
         "figures": {case: comparison.medians(case) for case in cases},
         "ratio_by_case": {case: comparison.ratios([case]) for case in cases},
     }

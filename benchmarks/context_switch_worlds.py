@@ -154,18 +154,10 @@ class RealWorld:
 
 def _real(quick: bool) -> World:
     if quick:
-        shape = LoadShape(num_conversations=16, rate=20, frequency=0.1, max_tokens=160, scale=0.08)
-        return RealWorld("smollm2", shape, num_blocks=14)
-    shape = LoadShape(num_conversations=24, rate=1, frequency=0.04, max_tokens=1000, scale=0.25)
-    return RealWorld("smollm2", shape, num_blocks=100)
-
-
-def _paper(model: str, device: str, frequency: float, *, quick: bool) -> World:
-    if quick:
-        shape = LoadShape(num_conversations=60, rate=2, frequency=frequency, max_tokens=4000)
-        return SimulatedWorld(model, device, shape, num_blocks=420)
-    shape = LoadShape(num_conversations=1000, rate=0.2, frequency=frequency, max_tokens=8000)
-    return SimulatedWorld(model, device, shape)
+        shape = LoadShape(num_conversations=6, rate=20, frequency=0.2, max_tokens=120, scale=0.05)
+        return RealWorld("smollm2", shape, num_blocks=10)
+    shape = LoadShape(num_conversations=16, rate=1, frequency=0.04, max_tokens=1000, scale=0.25)
+    return RealWorld("smollm2", shape, num_blocks=80)
 
 
 def _gpu(quick: bool) -> World:

@@ -26,10 +26,11 @@ from evenflow.memory.block_pool import BlockPool
 from evenflow.memory.block_table import BlockTable
 from evenflow.memory.eviction import LRU, EvictionPolicy
 from evenflow.memory.pins import Pins
+from evenflow.memory.prefetcher import Prefetcher
 from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.request_copies import RequestCopies
 from evenflow.memory.request_prefixes import RequestPrefixes
-from evenflow.memory.residency import Residency, Stored
+from evenflow.memory.residency import Residency
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,7 +75,7 @@ class KVCacheManager:
         residency: tiers below the device, if there are any.
 
     Attributes:
-        residency: tiers below the device, if there are any.
+        copies: what there is of requests on tiers below the device, if there are any.
     """
 
     def __init__(
@@ -95,9 +96,15 @@ class KVCacheManager:
         self._tables = self._groups.tables
         self._pins = Pins(self._pool)
         self._prefixes = RequestPrefixes(self._pool, block_size, is_shared=enable_prefix_caching)
-        self.residency = residency
-        self._copies = (
-            None if residency is None else RequestCopies(residency, self._prefixes, block_size)
+        self.copies = (
+            None
+            if residency is None
+            else RequestCopies(residency, self._prefixes, self._tables, block_size)
+        )
+        self._prefetcher = (
+            None
+            if residency is None
+            else Prefetcher(self._pool, self._groups, self._prefixes, residency, block_size)
         )
         # Computed tokens at which the next block of a request is full and can be registered.
         self._next_full: dict[RequestId, int] = {}
@@ -115,6 +122,11 @@ class KVCacheManager:
     def num_stealable_blocks(self) -> int:
         """Blocks in the reserved tails of all requests."""
         return self._groups.num_reserved
+
+    @property
+    def residency(self) -> Residency | None:
+        """The tiers below the device, if there are any."""
+        return None if self.copies is None else self.copies.residency
 
     @property
     def usage(self) -> float:
@@ -163,7 +175,7 @@ class KVCacheManager:
         """Give a request what the prefix cache has of it, and room for all its tokens.
 
         A fork, which holds blocks already, keeps them. What lower tiers have of the rest is sent
-        for: while `is_arriving`, the request must not be computed.
+        for: until it has arrived, the request must not be computed.
 
         Args:
             request: holds nothing, or was made by `fork`.
@@ -187,53 +199,35 @@ class KVCacheManager:
         self._groups.extend(table, self.blocks_for(num_tokens), num_sharing=num_running + 1)
         self._next_full[request_id] = self._next_full_after(len(hits))
         num_hit_tokens = len(hits) * self.block_size
-        if load and self._copies is not None and self.residency is not None:
-            places = self._copies.find(request, len(hits))
-            if places:
-                stop = len(hits) + len(places)
-                block_ids: list[BlockId] = table.ids[len(hits) : stop].tolist()
-                self.residency.load(request_id, places, block_ids, num_hit_tokens)
-                num_hit_tokens = min(stop * self.block_size, num_tokens - 1)
+        if load and self.copies is not None:
+            num_hit_tokens += self.copies.load(request, len(hits))
         if self.enable_prefix_caching and request.num_preemptions == 0:
             self._num_query_tokens += num_tokens
             self._num_hit_tokens += num_hit_tokens
         return num_hit_tokens
 
-    def is_arriving(self, request_id: RequestId) -> bool:
-        """Return whether KV of the request is on its way to the device."""
-        return self.residency is not None and request_id in self.residency.arrivals
-
     def num_loadable_tokens(self, request: Request) -> int:
         """Return how many tokens `admit` would send for, of a request that holds nothing."""
-        if self._copies is None or request.request_id in self._tables:
+        if self.copies is None or request.request_id in self._tables:
             return 0
-        num_here = len(self._find_prefix(request))
-        stop = num_here + len(self._copies.find(request, num_here))
-        return min(stop * self.block_size, request.num_tokens - 1) - num_here * self.block_size
+        num_tokens_here = len(self._find_prefix(request)) * self.block_size
+        return self.copies.num_loadable_tokens(request, num_tokens_here)
 
-    def num_dirty_blocks(self, request: Request) -> int:
-        """Return how many blocks `store` would have to write."""
-        return 0 if self._copies is None else self._copies.num_dirty(request)
+    def prefetch(self, request: Request, max_blocks: int) -> None:
+        """Load some of what a request that holds nothing will need, if there is room to spare.
 
-    def store(self, request: Request) -> Stored | None:
-        """Copy to the host what is not there of a request that holds blocks; None without a host.
-
-        It may be freed at once.
+        Everybody who holds blocks is left a block to grow into.
         """
-        if self._copies is None:
-            return None
-        return self._copies.store(request, self._tables[request.request_id])
+        if self._prefetcher is None or not self.enable_prefix_caching:
+            return
+        num_blocks = min(max_blocks, self.num_available_blocks - len(self._tables))
+        if num_blocks > 0 and request.request_id not in self._tables:
+            self._prefetcher.start(request, len(self._find_prefix(request)), num_blocks)
 
-    def write_back(self, request: Request, max_blocks: int) -> int:
-        """Copy full blocks to the host while the request goes on; return how many."""
-        if self._copies is None:
-            return 0
-        return self._copies.write_back(request, self._tables[request.request_id], max_blocks)
-
-    def appraise(self, request: Request) -> None:
-        """Say anew what the copies of a request are worth, because it has ended."""
-        if self._copies is not None:
-            self._copies.appraise(request)
+    def settle_prefetched(self) -> None:
+        """Let what was prefetched and has arrived be found."""
+        if self._prefetcher is not None:
+            self._prefetcher.settle()
 
     def short_of_room(self, requests: Iterable[Request]) -> list[Request]:
         """Return those of the requests that hold blocks, but not for all their tokens."""
@@ -340,8 +334,8 @@ class KVCacheManager:
         What is cached of it stays, evictable, until the room is needed.
         """
         self._prefixes.forget(request_id)
-        if self._copies is not None:
-            self._copies.forget(request_id)
+        if self.copies is not None:
+            self.copies.forget(request_id)
         self._next_full.pop(request_id, None)
         self._shared_until.pop(request_id, None)
         if request_id in self._tables:
@@ -415,8 +409,8 @@ class KVCacheManager:
     def reset_prefix_cache(self) -> None:
         """Forget all cached content that no request and no pin holds."""
         self._pool.empty_evictable()
-        if self.residency is not None:
-            self.residency.clear()
+        if self.copies is not None:
+            self.copies.clear()
 
     def stats(self) -> KVCacheStats:
         """Return where the blocks are at present."""
@@ -448,9 +442,12 @@ class KVCacheManager:
         """
         self._pool.check_integrity()
         self._pins.check_integrity()
-        self._groups.check_integrity(self._pins.counts)
-        if self.residency is not None:
-            self.residency.check_integrity()
+        held = self._pins.counts
+        if self._prefetcher is not None:
+            held = held + self._prefetcher.held
+        self._groups.check_integrity(held)
+        if self.copies is not None:
+            self.copies.check_integrity()
         if self._next_full.keys() != self._tables.keys():
             raise IntegrityError("the requests that commit are not those that hold blocks")
         if not self._shared_until.keys() <= self._tables.keys():

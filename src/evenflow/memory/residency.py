@@ -219,18 +219,21 @@ class Residency:
 
     def load(
         self,
-        name: RequestId,
         places: Sequence[Place],
         block_ids: Sequence[BlockId],
-        num_tokens_before: int,
-    ) -> None:
-        """Bring copies to the device; `poll` says when they are there.
+        name: RequestId | None = None,
+        num_tokens_before: int = 0,
+    ) -> Arrival:
+        """Bring copies to the device.
 
         Args:
-            name: under which they arrive; nothing else does at present.
             places: as `find` returned them.
             block_ids: blocks on the device that nobody else holds.
+            name: under which `poll` reports them; nothing else has it at present.
             num_tokens_before: tokens before them, whose KV is on the device already.
+
+        Returns:
+            What is on its way.
         """
         if name in self.arrivals:
             raise IntegrityError(f"{name} is on its way already")
@@ -251,7 +254,9 @@ class Residency:
             self._jobs[ticket] = _Load(tier, held, arrival)
             arrival.tickets.append(ticket)
         arrival.num_pending = len(arrival.tickets)
-        self.arrivals[name] = arrival
+        if name is not None:
+            self.arrivals[name] = arrival
+        return arrival
 
     def conflicts(self, extents: Collection[Extent]) -> list[Ticket]:
         """Return the tickets in flight that read or write any of these device blocks."""
@@ -304,6 +309,16 @@ class Residency:
             ticket = self._submit(Tier.HOST, Tier.DISK, coalesce(host_ids), extents)
             self._jobs[ticket] = _Spill(host_ids, disk_ids)
 
+    def distrust(self, contents: Iterable[BlockHash]) -> None:
+        """Let nobody find these contents any more."""
+        for content in contents:
+            for tier in self._tiers:
+                block_id = tier.find(content)
+                if block_id is not None:
+                    tier.hold([block_id])
+                    tier.abandon([block_id])
+                    tier.release([block_id])
+
     def clear(self) -> None:
         """Forget all copies that are neither read nor written."""
         for tier in self._tiers:
@@ -355,7 +370,7 @@ class Residency:
                 del self._writer[block_id]
             if outcome.failure is not None:
                 self.host.abandon(job.block_ids)
-                self._distrust(job.block_ids, outcome.failure)
+                self._spoil(job.block_ids, outcome.failure)
             self.host.keep(job.block_ids)
         elif isinstance(job, _Load):
             arrival = job.arrival
@@ -372,7 +387,7 @@ class Residency:
                     self.disk.abandon(job.disk_ids)
                 self.disk.keep(job.disk_ids)
 
-    def _distrust(self, host_ids: Collection[BlockId], failure: str) -> None:
+    def _spoil(self, host_ids: Collection[BlockId], failure: str) -> None:
         """A store has failed: so does every load that reads what it should have written."""
         written = set(host_ids)
         for job in self._jobs.values():

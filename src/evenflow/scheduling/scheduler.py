@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
-from operator import le
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from evenflow.core.errors import DuplicateRequestError, IntegrityError
 from evenflow.core.events import EventKind, RequestEvent, WaitReason
@@ -17,11 +16,13 @@ from evenflow.fairness.service import ServiceLedger
 from evenflow.fairness.tenants import TenantDirectory
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.account import Account
+from evenflow.scheduling.composition import check_composition, leave_out
 from evenflow.scheduling.plan import NO_TOKEN, NO_WORK, StepPlan
 from evenflow.scheduling.policy import AdmissionView, Policy, SchedulingView, rank_all
 from evenflow.scheduling.seats import TenantSeats
 from evenflow.scheduling.siblings import Siblings
-from evenflow.scheduling.switching import Departure, Switcher, SwitchOptions
+from evenflow.scheduling.swapping import switcher_for
+from evenflow.scheduling.switching import Departure, SwitchOptions
 from evenflow.scheduling.tenant_states import TenantState, tenant_states
 from evenflow.scheduling.wait_log import WaitLog
 from evenflow.scheduling.waiting import WaitingQueue
@@ -91,7 +92,7 @@ class Scheduler:
         self.counters = VirtualCounters(self.service, policy.charges, directory)
         self.waiting = WaitingQueue(policy, self.counters)
         self.seats = TenantSeats(directory)
-        self.switcher = Switcher(kv, SwitchOptions() if switching is None else switching)
+        self.switcher = switcher_for(kv, SwitchOptions() if switching is None else switching)
         self.plan = NO_WORK
         self.lacking: WaitReason | None = None
         self.before_free: Callable[[Request, float], None] | None = None
@@ -188,7 +189,7 @@ class Scheduler:
         copies = self._privatise(now_s) if self.kv.has_shared_tables else []
         requests = list(self.running)
         counts = self.policy.compose(requests, self.max_num_batched_tokens)
-        self._check_composition(requests, counts)
+        check_composition(requests, counts, self.max_num_batched_tokens)
         # Some may have been preempted just now, and even have been admitted again.
         coasting = self.coasting and {
             r
@@ -196,11 +197,15 @@ class Scheduler:
             if len(r.token_ids) > r.num_tokens_when_admitted
         }
         if coasting or 0 in counts:
-            requests, counts = self._leave_out(coasting, requests, counts)
+            requests, counts = leave_out(coasting, requests, counts)
         table = self.kv.table
         tables = [table(r.request_id) for r in requests]
         self.plan = StepPlan(requests, counts, tables, copies, self._started, coasting)
-        self.switcher.before_step(self.plan, reversed(self.running))
+        self.switcher.before_step(
+            self.plan,
+            reversed(self.running),
+            lambda: self.waiting.first(self.view(now_s), self.seats.full),
+        )
         return self.plan
 
     def update(self, plan: StepPlan, token_ids: Sequence[int], now_s: float) -> None:
@@ -281,34 +286,35 @@ class Scheduler:
         Raises:
             IntegrityError: they do not.
         """
-        kv = self.kv
-        kv.check_integrity()
+        self.kv.check_integrity()
         arriving = [request for request, _ in self.arriving.values()]
-        present = [*self.running, *arriving]
-        self.seats.check_integrity(Counter(request.tenant_id for request in present))
+        self.seats.check_integrity(Counter(r.tenant_id for r in (*self.running, *arriving)))
         held = list(self._siblings.held)
-        queues = [*present, *self.waiting, *held]
-        ids = [request.request_id for request in queues]
+        ids = [r.request_id for r in (*self.running, *arriving, *self.waiting, *held)]
         if sorted(ids) != sorted(self.requests):
             raise IntegrityError("the queues do not hold exactly the live requests", why=str(ids))
         if not {request.request_id for request in self.waiting}.issuperset(self._waits.queued_ids):
             raise IntegrityError("the queue's time is counted for somebody who is not in it")
-        sharing = {r.request_id for r in self.waiting if kv.holds(r.request_id)}
+        sharing = {r.request_id for r in self.waiting if self.kv.holds(r.request_id)}
         if sharing != set(self._siblings.sharing_ids):
             raise IntegrityError("the wrong requests count as holding a prompt while they wait")
-        for request in self.running:
-            if request.status is not RequestStatus.RUNNING:
-                raise IntegrityError(f"{request.request_id} runs as {request.status.name}")
-            if not kv.holds(request.request_id) or kv.is_arriving(request.request_id):
-                raise IntegrityError(f"{request.request_id} runs without its memory")
-        for request in arriving:
-            if request.status is not RequestStatus.SWAPPING_IN or not kv.holds(request.request_id):
-                raise IntegrityError(f"{request.request_id} arrives as {request.status.name}")
+        self._check_present(self.running, RequestStatus.RUNNING)
+        self._check_present(arriving, RequestStatus.SWAPPING_IN)
         for request in [*self.waiting, *held]:
             if request.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
                 raise IntegrityError(f"{request.request_id} waits as {request.status.name}")
-            if request.num_computed_tokens and not kv.holds(request.request_id):
+            if request.num_computed_tokens and not self.kv.holds(request.request_id):
                 raise IntegrityError(f"{request.request_id} counts KV that it does not hold")
+
+    def _check_present(self, requests: Iterable[Request], status: RequestStatus) -> None:
+        is_arriving = status is RequestStatus.SWAPPING_IN
+        for request in requests:
+            if request.status is not status or not self.kv.holds(request.request_id):
+                raise IntegrityError(
+                    f"{request.request_id} is {request.status.name}, not {status.name} with memory"
+                )
+            if self.switcher.is_arriving(request) is not is_arriving:
+                raise IntegrityError(f"KV is on its way to {request.request_id}, or should be")
 
     def _rank_running(self, now_s: float) -> None:
         running = self.running
@@ -389,44 +395,10 @@ class Scheduler:
 
     def _demand(self) -> int:
         """Return how many tokens the requests that are in this step lack."""
-        lacking = [len(r.token_ids) - r.num_computed_tokens for r in self.running]
-        return sum(lacking) + sum(map(self._num_lacking, self._awaited))
-
-    def _num_lacking(self, request: Request) -> int:
-        """Return how many tokens a request lacks that was just admitted; none if it is not here."""
-        if request.status is RequestStatus.RUNNING:
-            return request.num_tokens - request.num_computed_tokens
-        if request in self._awaited:
-            return request.num_tokens - self.arriving[request.request_id][1]
-        return 0
-
-    def _check_composition(self, requests: list[Request], counts: list[int]) -> None:
-        missing = [len(r.token_ids) - r.num_computed_tokens for r in requests]
-        fits = len(counts) == len(missing) and all(map(le, counts, missing))
-        fits = fits and min(counts, default=0) >= 0
-        total = sum(counts)
-        if not fits or total > self.max_num_batched_tokens or (requests and total == 0):
-            raise IntegrityError(
-                "the policy composed a step that cannot be",
-                why=f"it gave {len(requests)} requests {counts[:8]}... tokens, {total} in all",
-                fix="Give each at most what it lacks, within the budget, and somebody at least one",
-            )
-
-    @staticmethod
-    def _leave_out(
-        coasting: Set[Request], requests: list[Request], counts: list[int]
-    ) -> tuple[list[Request], list[int]]:
-        """Leave out of a step who gets no tokens, and who coasts and must get one."""
-        work = zip(requests, counts, strict=True)
-        listed = [(r, count) for r, count in work if count and r not in coasting]
-        listed_counts = [count for _, count in listed]
-        if sum(counts) - sum(listed_counts) != len(coasting):
-            raise IntegrityError(
-                "the policy gave a request that decodes no token",
-                why="others were computed in advance",
-                fix="Give every request that lacks one token that token, in every step",
-            )
-        return [request for request, _ in listed], listed_counts
+        awaited = [self.arriving[request.request_id] for request in self._awaited]
+        return sum([len(r.token_ids) - r.num_computed_tokens for r in self.running]) + sum(
+            [len(r.token_ids) - num_cached for r, num_cached in awaited]
+        )
 
     def _admit_waiting(self, now_s: float) -> None:
         """Start waiting requests in rank order until tokens, seats or memory run out.
@@ -438,32 +410,33 @@ class Scheduler:
             return
         view = self.view(now_s)
         self.waiting.refresh(view)
-        demand = self._demand()
         lacking: WaitReason | None = None
         full = self.seats.full
         while lacking is None and (request := self.waiting.first(view, full)) is not None:
-            is_full = self.num_present >= self.max_num_seqs
-            if is_full and self._displace(request, view):
-                demand = self._demand()
-            elif is_full:
-                lacking = WaitReason.SEATS
-                cause = f"no free seat among {self.max_num_seqs}"
-                self._waits.hold(request, lacking, now_s, cause)
-            elif demand >= self.max_num_batched_tokens:
-                lacking = WaitReason.TOKENS
-                cause = f"running requests take all {self.max_num_batched_tokens} tokens of a step"
-                self._waits.hold(request, lacking, now_s, cause)
-            elif self._admit(request, now_s):
-                demand += self._num_lacking(request)
-            elif self._displace(request, view):
-                demand = self._demand()
-            elif self.num_present or not self._take_back_prompt():
-                lacking = WaitReason.MEMORY
+            lacking = self._admit_or_displace(request, view)
         self._waits.stand_still(lacking, now_s)
         self.lacking = lacking or (WaitReason.TENANT_LIMIT if self.waiting else None)
         for tenant_id in self.seats.full:
             if (request := self.waiting.first_of(tenant_id)) is not None:
                 self._hold_back(request, now_s)
+
+    def _admit_or_displace(self, request: Request, view: SchedulingView) -> WaitReason | None:
+        """Start the first that waits, or make room for it; return what it lacks otherwise."""
+        if self.num_present >= self.max_num_seqs:
+            if self._displace(request, view):
+                return None
+            cause = f"no free seat among {self.max_num_seqs}"
+            self._waits.hold(request, WaitReason.SEATS, view.now_s, cause)
+            return WaitReason.SEATS
+        if self._demand() >= self.max_num_batched_tokens:
+            cause = f"running requests take all {self.max_num_batched_tokens} tokens of a step"
+            self._waits.hold(request, WaitReason.TOKENS, view.now_s, cause)
+            return WaitReason.TOKENS
+        if self._admit(request, view.now_s) or self._displace(request, view):
+            return None
+        if not self.num_present and self._take_back_prompt():
+            return None
+        return WaitReason.MEMORY
 
     def _admit(self, request: Request, now_s: float) -> bool:
         kv = self.kv
@@ -483,7 +456,7 @@ class Scheduler:
         self.seats.take(request.tenant_id)
         self.counters.take_turn(request.tenant_id)
         self._account.promise(request)
-        if kv.is_arriving(request.request_id):
+        if self.switcher.is_arriving(request):
             self._send_for(request, num_cached, now_s)
         else:
             self._start(request, num_cached, now_s)

@@ -155,7 +155,7 @@ def test_service_counts_the_kv_that_is_swapped() -> None:
         KVCacheManager(16, 4, residency=Residency(transfers, LowerTier(Tier.HOST, 60))),
         max_num_seqs=8,
         max_num_batched_tokens=32,
-        switching=SwitchOptions(mode="swap", write_back=False, keep_head=False),
+        switching=SwitchOptions(mode="swap", write_back=False, keep_head=False, prefetch=False),
     )
     engine = Engine(scheduler, executor, VirtualClock(), ModelLimits(64, VOCAB_SIZE))
     add(engine, "a0", length=20, max_tokens=30)
