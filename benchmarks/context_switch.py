@@ -32,7 +32,7 @@ The last line on stdout is one JSON object:
     ratio_by_case: as `ratio`.
 
 Usage: python benchmarks/context_switch.py [--world real|gpu|paper-a10|paper-a100] [--quick]
-           [--rounds N] [--arms LIST] [--turns sharegpt_turns.csv.gz] [--plots DIR]
+           [--rounds N] [--arms LIST] [--cases LIST] [--turns sharegpt_turns.csv.gz] [--plots DIR]
     --turns: lengths of real conversations; without it, of distributions fitted to them
     --world: SmolLM2 on this machine's CPU; Llama-3-8B with random weights on its GPU; or Llama-3-8B
         on an A10 and Qwen-2.5-32B on an A100, simulated, with the paper's thousand conversations
@@ -45,7 +45,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -134,12 +134,13 @@ def _line(figures: Figures) -> str:
     )
 
 
-def loads(world: World, turns: Path | None, num_rounds: int, *, quick: bool) -> Iterator[Load]:
-    """Yield the cases, round by round."""
-    cases = [("poisson", "markov")] if quick else list(product(SHAPES, PRIORITIES))
-    for seed in range(num_rounds):
-        for arrivals, priorities in cases:
-            yield draw_load(world.shape, turns, arrivals, priorities, seed)
+def cases_of(names: str | None, *, quick: bool) -> list[tuple[str, str]]:
+    """Return (arrivals, priorities) of each case."""
+    known = list(product(SHAPES, PRIORITIES))
+    if names is None:
+        return [("poisson", "markov")] if quick else known
+    cases = [tuple(name.split("-")) for name in names.split(",")]
+    return [case for case in known if case in cases]
 
 
 def jain(world: str, num_rounds: int, *, quick: bool) -> dict[str, float]:
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small run, under 50 s")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
+    parser.add_argument("--cases", help="comma-separated, such as poisson-random,bursty-markov")
     parser.add_argument("--turns", type=Path, help="lengths of ShareGPT turns")
     parser.add_argument("--plots", type=Path, help="folder to draw into")
     args = parser.parse_args()
@@ -169,19 +171,20 @@ def main() -> None:
         parser.error(f"there is no arm {unknown[0]}; there are {', '.join(ARMS)}")
     world = WORLDS[args.world](args.quick)
     comparison = Comparison(world)
-    for number, load in enumerate(loads(world, args.turns, args.rounds, quick=args.quick)):
+    cases = cases_of(args.cases, quick=args.quick)
+    for number, (seed, case) in enumerate(product(range(args.rounds), cases)):
         first = number % len(chosen)
+        load = draw_load(world.shape, args.turns, *case, seed)
         comparison.run(load, chosen[first:] + chosen[:first])
-    cases = list(comparison.figures)
     if args.plots is not None:
         draw(comparison.records, args.plots / f"context-switching-{args.world}.png")
     result = {
         "world": args.world,
-        "ratio": comparison.ratios(cases),
+        "ratio": comparison.ratios(list(comparison.figures)),
         "switch_share_p99": comparison.switch_shares(),
         "jain": jain(args.world, args.rounds, quick=args.quick),
-        "figures": {case: comparison.medians(case) for case in cases},
-        "ratio_by_case": {case: comparison.ratios([case]) for case in cases},
+        "figures": {case: comparison.medians(case) for case in comparison.figures},
+        "ratio_by_case": {case: comparison.ratios([case]) for case in comparison.figures},
     }
     print(json.dumps(result))
 

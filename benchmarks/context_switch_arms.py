@@ -40,20 +40,36 @@ class Arm:
     shares_prefixes: bool = False
 
 
+_UNBOUNDED = 1e9
+"""Share of the time that ousting by rank may take: all arms follow the priorities, at any cost."""
+
+
 def _swapping(timing: str) -> SwitchOptions:
-    return SwitchOptions(mode="swap", timing=timing, write_back=False, keep_head=False)
+    return SwitchOptions(
+        mode="swap",
+        timing=timing,
+        write_back=False,
+        keep_head=False,
+        prefetch=False,
+        max_share=_UNBOUNDED,
+    )
 
 
 ARMS: Mapping[str, Arm] = {
     "per_block": Arm(switching=_swapping("between"), by_group=False),
     "recompute": Arm(
-        switching=SwitchOptions(mode="recompute"), has_host=False, shares_prefixes=True
+        switching=SwitchOptions(mode="recompute", max_share=_UNBOUNDED),
+        has_host=False,
+        shares_prefixes=True,
     ),
     "groups": Arm(switching=_swapping("between")),
     "groups_async": Arm(switching=_swapping("auto")),
     "fastswitch": Arm(switching=_swapping("auto"), keeps_copies=True),
     "evenflow": Arm(
-        switching=SwitchOptions(), is_block_first=True, keeps_copies=True, shares_prefixes=True
+        switching=SwitchOptions(max_share=_UNBOUNDED),
+        is_block_first=True,
+        keeps_copies=True,
+        shares_prefixes=True,
     ),
 }
 """vLLM 0.3.3's way, vLLM's way today, then FastSwitch's three mechanisms one by one (block groups,

@@ -84,7 +84,7 @@ def draw_load(
         for turn in _cut(talk, shape):
             pause_s = shape.scale * float(THINK_S.draw(1, think_rng)[0])
             requests.append(replace(turn, arrival_s=start_s, think_time_s=pause_s))
-    name = f"{arrivals}, {priorities}"
+    name = f"{arrivals}-{priorities}"
     return Load(name, requests, f"{priorities}:{shape.frequency}", seed)
 
 

@@ -138,6 +138,8 @@ class RealWorld:
             )
             for num_blocks in (self._limits.num_blocks, self._limits.num_host_blocks)
         )
+        for store in (device, host):
+            store.data.zero_()  # otherwise the system hands out its pages in the middle of the run
         transfers = CpuTransfers(device, host, clock=clock)
         scheduler = build_scheduler(arm, self._limits, transfers)
         executor = ModelRunner(self._model, CpuPagedAttention(device), device)
@@ -156,8 +158,16 @@ def _real(quick: bool) -> World:
     if quick:
         shape = LoadShape(num_conversations=6, rate=20, frequency=0.2, max_tokens=120, scale=0.05)
         return RealWorld("smollm2", shape, num_blocks=10)
-    shape = LoadShape(num_conversations=16, rate=1, frequency=0.04, max_tokens=1000, scale=0.25)
-    return RealWorld("smollm2", shape, num_blocks=80)
+    shape = LoadShape(num_conversations=32, rate=2, frequency=0.04, max_tokens=1000, scale=0.25)
+    return RealWorld("smollm2", shape, num_blocks=128)
+
+
+def _paper(model: str, device: str, frequency: float, *, quick: bool) -> World:
+    if quick:
+        shape = LoadShape(num_conversations=60, rate=2, frequency=frequency, max_tokens=4000)
+        return SimulatedWorld(model, device, shape, num_blocks=420)
+    shape = LoadShape(num_conversations=1000, rate=0.2, frequency=frequency, max_tokens=8000)
+    return SimulatedWorld(model, device, shape)
 
 
 def _gpu(quick: bool) -> World:

@@ -16,15 +16,19 @@ from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
 from evenflow.execution.costs import StepShape, shape_of
 from evenflow.execution.executor import ScriptedExecutor
+from evenflow.memory.transfers import Tier
 from evenflow.scheduling.plan import StepPlan, StepResult
 from evenflow.scheduling.policy import available_policies, load_policy
 from evenflow.simulation import instance
 from evenflow.simulation.executor import SimulatedExecutor
 from evenflow.simulation.instance import SimulationSettings
+from evenflow.simulation.links import HostMemory
 from evenflow.simulation.prompts import MAX_TOKEN_ID, Prompts, answer_token
 from evenflow.simulation.result import SimulationResult
+from evenflow.simulation.shapes import LinkShape
 from evenflow.simulation.simulator import simulate
 from evenflow.workloads.request import Segment, WorkloadRequest
+from support.step_costs import OneByOne
 
 Decision = tuple[dict[str, int], list[int]]
 
@@ -41,10 +45,25 @@ SETTINGS = {
         max_model_len=150,
         enable_prefix_caching=False,
     ),
+    "host": SimulationSettings(
+        num_blocks=24,
+        block_size=8,
+        max_num_seqs=8,
+        max_num_batched_tokens=48,
+        max_model_len=180,
+        host=HostMemory(
+            num_blocks=60,
+            bytes_per_block=1000,
+            links={
+                (Tier.DEVICE, Tier.HOST): LinkShape(bytes_per_s=500e3),
+                (Tier.HOST, Tier.DEVICE): LinkShape(bytes_per_s=300e3, latency_s=0.001),
+            },
+        ),
+    ),
 }
 
 
-class Costs:
+class Costs(OneByOne):
     """A step takes longer the more it computes and reads."""
 
     description = "a test"
@@ -95,6 +114,7 @@ def decisions_of_engine(
                 SamplingParams(max_tokens=request.num_output_tokens, ignore_eos=True),
                 priority=request.priority,
                 tenant_id=request.tenant,
+                arrival_s=request.arrival_s,
             )
         if engine.has_work:
             engine.step()
@@ -175,5 +195,7 @@ def test_simulator_decides_as_the_engine_does(
             assert who == same, step
             # A stride does not say where each of its steps lay, but where the next one does.
             assert blocks in ([], there), step
-        assert any(not blocks for _, blocks in decided) != load_policy(policy).ranks_tenants
+        coasts = not load_policy(policy).ranks_tenants and settings.host is None
+        assert any(not blocks for _, blocks in decided) == coasts
+        assert (settings.host is not None) == bool(result.num_bytes_moved)
         assert (name != "roomy") == bool(result.num_preemptions.any())

@@ -93,6 +93,9 @@ def test_numbers_equal_the_state_when_nothing_moves(frozen: Dashboard) -> None:
         "#blocks-pinned": state["kv"]["pinned"],
     }
     assert {selector: frozen.number(selector) for selector in expected} == expected
+    assert frozen.text("#memory-tiers") == " · host 120 of 4,000 blocks · disk 3 of 90,000 blocks"
+    swapped = state["switching"]["swapped"]
+    assert frozen.text("#stat-preemptions ~ dd") == f"{swapped} off the device, 0 arriving"
     assert frozen.text("#jain") == f"{state['jain_index']:.3f}"
 
 

@@ -17,6 +17,7 @@ from evenflow.engine.outputs import CompletionOutput
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.scheduling.policy import Policy, load_policy
 from evenflow.scheduling.scheduler import Scheduler
+from support.preempting import preempt
 
 pytestmark = pytest.mark.model
 
@@ -142,7 +143,7 @@ def test_tokens_equal_a_lone_run_under_random_arrival_chunks_and_preemption(
             engine.add_request(f"r{number}", prompts[number], make_params(number))
         if scheduler.running and rng.random() < 0.15:
             victim = scheduler.running[int(rng.integers(len(scheduler.running)))]
-            scheduler._preempt(victim, 0.0, "the test says so")
+            preempt(scheduler, victim)
             num_forced += 1
         collect(engine, results)
         scheduler.check_integrity()

@@ -20,9 +20,10 @@ from evenflow.scheduling.coasting import Coast
 from evenflow.scheduling.policies.fcfs import Fcfs
 from evenflow.simulation.executor import SimulatedExecutor
 from support.scripted_engine import make_engine
+from support.step_costs import OneByOne
 
 
-class Costs:
+class Costs(OneByOne):
     """Durations that floats add up without error."""
 
     description = "a test"
@@ -108,7 +109,7 @@ def serve(
     engine._executor = executor
     snapshots, ends = {}, {}
     coming = list(enumerate(rows))
-    coast = Coast(engine.scheduler, executor.answer)
+    coast = Coast(engine.scheduler)
     while coming or engine.has_work:
         while coming and coming[0][1][0] <= clock.now_s():
             number, (_, num_prompt, num_output, text, tenant, priority) = coming.pop(0)
@@ -165,7 +166,7 @@ def test_coasting_takes_most_steps_of_a_long_answer_together() -> None:
 
 def test_steps_list_none_of_those_who_coast() -> None:
     engine, _ = make_engine(num_blocks=200, max_model_len=128)
-    coast = Coast(engine.scheduler, SimulatedExecutor.answer)
+    coast = Coast(engine.scheduler)
     listed = []
     for number in range(6):
         params = SamplingParams(max_tokens=90, ignore_eos=True)
@@ -187,7 +188,7 @@ def test_policy_that_leaves_out_a_decode_is_refused(monkeypatch: pytest.MonkeyPa
     engine.add_request("a", [1] * 5, SamplingParams(max_tokens=9))
     engine.step()
     engine.add_request("b", [2] * 5, SamplingParams(max_tokens=9))
-    Coast(engine.scheduler, SimulatedExecutor.answer).begin_single()
+    Coast(engine.scheduler).begin_single()
     monkeypatch.setattr(Fcfs, "compose", last_only)
     with pytest.raises(IntegrityError, match="decodes"):
         engine.step()

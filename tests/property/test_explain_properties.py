@@ -22,8 +22,19 @@ from evenflow.scheduling.plan import StepPlan, StepResult
 from support.scripted_engine import RecordingExecutor, make_engine
 
 NEXT = {
-    EventKind.QUEUED: [EventKind.HELD, EventKind.SCHEDULED, EventKind.FINISHED],
+    EventKind.QUEUED: [
+        EventKind.HELD,
+        EventKind.SWAPPING_IN,
+        EventKind.SCHEDULED,
+        EventKind.FINISHED,
+    ],
     EventKind.HELD: [EventKind.HELD, EventKind.SCHEDULED, EventKind.QUEUED, EventKind.FINISHED],
+    EventKind.SWAPPING_IN: [
+        EventKind.SCHEDULED,
+        EventKind.RESUMED,
+        EventKind.PAUSED,
+        EventKind.FINISHED,
+    ],
     EventKind.SCHEDULED: [EventKind.PREFILL_CHUNK, EventKind.FIRST_TOKEN, EventKind.PREEMPTED],
     EventKind.PREFILL_CHUNK: [
         EventKind.PREFILL_CHUNK,
@@ -34,6 +45,7 @@ NEXT = {
     EventKind.FIRST_TOKEN: [EventKind.PREEMPTED, EventKind.PAUSED, EventKind.FINISHED],
     EventKind.PREEMPTED: [
         EventKind.HELD,
+        EventKind.SWAPPING_IN,
         EventKind.RESUMED,
         EventKind.PAUSED,
         EventKind.FINISHED,
@@ -70,7 +82,8 @@ def test_explain_adds_up_for_any_legal_turning_points(data: st.DataObject) -> No
     kind = data.draw(st.sampled_from([EventKind.QUEUED, EventKind.HELD]))
     for _ in range(data.draw(st.integers(0, 30))):
         at_s += data.draw(st.floats(0, 100))
-        reason = data.draw(st.sampled_from(WaitReason)) if kind is EventKind.HELD else None
+        is_reasoned = kind in (EventKind.HELD, EventKind.PREEMPTED)
+        reason = data.draw(st.sampled_from(WaitReason)) if is_reasoned else None
         num_tokens = data.draw(st.integers(0, 1000))
         events.append(RequestEvent(kind, at_s, "why", reason, num_tokens, 1))
         if kind is EventKind.FINISHED:
@@ -107,11 +120,14 @@ class Witness(RecordingExecutor):
     def pass_time(self, seconds: float) -> None:
         for request in self.requests.values():
             self.spent[request.request_id][self.doing(request)] += seconds
-            if request.status is RequestStatus.RUNNING:
-                self.reach[request.request_id] = max(
-                    self.reach[request.request_id], request.num_computed_tokens
-                )
         self.clock.advance(seconds)
+
+    def note_reach(self) -> None:
+        """Remember how far everybody's KV ever came."""
+        for request in self.requests.values():
+            if request.status is RequestStatus.RUNNING:
+                before = self.reach[request.request_id]
+                self.reach[request.request_id] = max(before, request.num_computed_tokens)
 
     def doing(self, request: Request) -> str:
         if self.is_paused:
@@ -122,10 +138,11 @@ class Witness(RecordingExecutor):
             last = request.events[-1]
             short = (None, WaitReason.SEATS, WaitReason.TOKENS)
             return "queued" if last.reason in short else "held"
-        if request.num_output_tokens and request.num_tokens > request.num_tokens_when_admitted:
-            return "decode"
-        lost = request.num_computed_tokens < self.reach[request.request_id]
-        return "recompute" if lost or request.num_output_tokens else "prefill"
+        if request.status is RequestStatus.SWAPPING_IN:
+            return "swap_in"
+        if request.num_computed_tokens < self.reach[request.request_id]:
+            return "recompute"
+        return "decode" if request.num_output_tokens else "prefill"
 
 
 OPERATIONS = st.one_of(
@@ -205,7 +222,9 @@ class Run:
     def step(self, eighths: int, num_steps: int) -> None:
         self.witness.step_s = eighths / 8
         for _ in range(num_steps):
-            for delta in self.engine.step():
+            deltas = self.engine.step()
+            self.witness.note_reach()
+            for delta in deltas:
                 self.store.add(delta)
                 if delta.finish_reason is not None:
                     self.end(delta)
@@ -225,7 +244,8 @@ def check_told_truly(explanation: Explanation, spent: dict[str, float], num_even
     told = {kind.value: seconds for kind, seconds in explanation.totals.items()}
     if num_events < NUM_DETAILED_EVENTS:
         assert told == {kind: seconds for kind, seconds in spent.items() if seconds}
-    for group in (("queued", "held"), ("prefill", "recompute"), ("preempted",), ("decode",)):
+    groups = (("queued", "held"), ("prefill", "recompute"), ("preempted", "swap_in"), ("decode",))
+    for group in groups:
         assert fsum(told.get(kind, 0.0) for kind in group) == fsum(
             spent.get(kind, 0.0) for kind in group
         )

@@ -93,6 +93,15 @@ deltas = st.builds(
     st.none() | st.binary(max_size=8),
 )
 kv_stats = st.builds(KVCacheStats, *[COUNT] * 6, SECONDS, *[COUNT] * 3)
+switchings = st.builds(
+    messages.Switching,
+    COUNT,
+    COUNT,
+    st.dictionaries(TEXT, SECONDS, max_size=2),
+    COUNT,
+    st.lists(st.builds(messages.TierUse, TEXT, COUNT, COUNT), max_size=2),
+    st.lists(st.builds(messages.LinkUse, TEXT, COUNT, COUNT, SECONDS, COUNT), max_size=2),
+)
 snapshots = st.builds(
     messages.Snapshot,
     at_s=SECONDS,
@@ -102,6 +111,7 @@ snapshots = st.builds(
     ),
     kv=kv_stats,
     preemptions=st.lists(st.builds(messages.Preemptions, TEXT, TEXT, TENANT, COUNT), max_size=2),
+    switching=switchings,
     steps=st.lists(
         st.builds(messages.StepSample, *[SECONDS] * 4, COUNT, COUNT, SECONDS), max_size=2
     ),

@@ -194,6 +194,14 @@ class FakeWorkload:
             },
             "step_ms": {"schedule": 0.2, "execute": 24.0 * wobble, "update": 0.6, "emit": 0.3},
             "preemptions": self.counts["preemptions"],
+            "switching": {
+                "swapped": statuses["preempted"],
+                "arriving": 0,
+                "tiers": [
+                    {"name": "host", "num_blocks": 4000, "kept": 120},
+                    {"name": "disk", "num_blocks": 90_000, "kept": 3},
+                ],
+            },
             "live": [self._live(request) for request in self.live[:200]],
             "ended": [self._ended(r) for r in islice(reversed(self.ended.values()), 40)],
         }
@@ -250,8 +258,9 @@ class FakeWorkload:
             ("held", 0.08, "no memory for its prompt", "41 blocks were missing"),
             ("prefill", 0.1, "3 chunks", f"{request.num_prompt_tokens} tokens"),
             ("decode", 0.3, "in batches of 14 on average", "180 tokens"),
-            ("preempted", 0.06, "a request of higher rank needed its blocks", "38 blocks taken"),
-            ("recompute", 0.04, "what it lost", "608 tokens"),
+            ("preempted", 0.05, "swap: another comes first; gave back 38 blocks, all clean", ""),
+            ("swap_in", 0.02, "30 blocks loaded from host", ""),
+            ("recompute", 0.03, "480 of 608 tokens already have KV", "128 tokens"),
             ("decode", 0.3, "in batches of 17 on average", "174 tokens"),
         ]
         intervals, start = [], 0.0

@@ -5,11 +5,19 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from evenflow.core.events import EventKind, RequestEvent
+from evenflow.core.events import EventKind, RequestEvent, WaitReason
 from evenflow.core.ids import TenantId
 from evenflow.engine.explain import Explanation, explain
 from evenflow.engine.outputs import RequestMetrics
-from evenflow.engine.process.messages import Preemptions, Snapshot, StepSample, TenantState
+from evenflow.engine.process.messages import (
+    LinkUse,
+    Preemptions,
+    Snapshot,
+    StepSample,
+    Switching,
+    TenantState,
+    TierUse,
+)
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.server.metrics import ServerMetrics
 
@@ -26,11 +34,14 @@ def ended_completion(
         (EventKind.SCHEDULED, 0.5, 16),
         (EventKind.FIRST_TOKEN, 0.75, 48),
         (EventKind.PREEMPTED, 1.0, 66),
+        (EventKind.SWAPPING_IN, 1.125, 0),
         (EventKind.RESUMED, 1.25, 0),
         (EventKind.RECOMPUTED, 1.5, 66),
         (EventKind.FINISHED, 2.0, 68),
     )
-    events = [RequestEvent(kind, arrival_s + at_s, "", num_tokens=n) for kind, at_s, n in kinds]
+    events = [
+        RequestEvent(kind, arrival_s + at_s, "", WaitReason.MEMORY, n) for kind, at_s, n in kinds
+    ]
     explanation = explain(
         events, request_id="chatcmpl-1", tenant_id=tenant, status=status, arrival_s=arrival_s
     )
@@ -57,6 +68,7 @@ def snapshot(at_s: float, *, service: dict[str, float], **changes: object) -> Sn
         },
         "kv": EMPTY_KV,
         "preemptions": [],
+        "switching": Switching(),
         "steps": [],
         "num_steps": 0,
         "step_s": {"schedule": 0.0, "execute": 0.0, "update": 0.0, "emit": 0.0},
@@ -102,6 +114,14 @@ class Traffic:
                 num_hit_tokens=25 * num_ticks,
             ),
             preemptions=[Preemptions("recompute", "memory", TenantId("green"), num_ticks)],
+            switching=Switching(
+                num_swapped=3,
+                num_arriving=1,
+                stall_s={"swap_out": 0.01 * num_ticks},
+                num_conflicts=num_ticks,
+                tiers=[TierUse("host", 200, 50), TierUse("disk", 1000, 10)],
+                links=[LinkUse("device_to_host", 4096 * num_ticks, num_ticks, 0.5, 2)],
+            ),
             steps=[step] * 8,
             num_steps=8 * num_ticks,
             step_s={

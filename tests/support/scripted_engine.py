@@ -10,9 +10,11 @@ from evenflow.engine.limits import ModelLimits
 from evenflow.execution.executor import ScriptedExecutor
 from evenflow.fairness.tenants import TenantDirectory
 from evenflow.memory.kv_cache_manager import KVCacheManager
+from evenflow.memory.residency import Residency
 from evenflow.scheduling.plan import StepPlan, StepResult
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
+from evenflow.scheduling.switching import SwitchOptions
 
 VOCAB_SIZE = 1000
 
@@ -48,14 +50,22 @@ def make_engine(
     eos_token_ids: frozenset[int] = frozenset(),
     directory: TenantDirectory | None = None,
     clock: VirtualClock | None = None,
+    residency: Residency | None = None,
+    switching: SwitchOptions | None = None,
 ) -> tuple[Engine, RecordingExecutor]:
-    kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
+    kv = KVCacheManager(
+        num_blocks,
+        block_size,
+        enable_prefix_caching=enable_prefix_caching,
+        residency=residency,
+    )
     scheduler = Scheduler(
         load_policy(policy),
         kv,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         directory=directory,
+        switching=switching,
     )
     executor = RecordingExecutor()
     limits = ModelLimits(max_model_len, VOCAB_SIZE, eos_token_ids)

@@ -18,12 +18,13 @@ from evenflow.simulation.instance import SimulationSettings
 from evenflow.simulation.result import SimulationResult
 from evenflow.simulation.simulator import simulate
 from evenflow.workloads.request import WorkloadRequest
+from support.step_costs import OneByOne
 
 MEASURES = Measures(slo={"ttft": 500.0, "tpot": 50.0})
 
 
 @dataclass(slots=True, frozen=True)
-class SteadyCosts:
+class SteadyCosts(OneByOne):
     """Steps that all take as long."""
 
     seconds: float = 0.01

@@ -38,14 +38,15 @@ from evenflow.scheduling.policy import AdmissionView, load_policy
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.scheduling.switching import PreemptionMode, SwapTiming, SwitchOptions
 from support.faulty_transfers import FaultyTransfers, seeded_faults
+from support.preempting import preempt
 
-BLOCK_SIZE = 8
-NUM_BLOCKS = 48
+BLOCK_SIZE = 4
+NUM_BLOCKS = 96
 NUM_TURNS = 3
-MAX_MODEL_LEN = 160
-NUM_AT_ONCE = 12
+MAX_MODEL_LEN = 80
+NUM_AT_ONCE = 32
 
-PREEMPT = 0.25
+PREEMPT = 0.5
 """Chance that a running request is preempted before a step."""
 
 
@@ -82,7 +83,7 @@ class Weather:
         keep_head: whether a preempted request's blocks stay on the device until they are needed.
         by_group: whether runs of blocks are copied as one.
         keep_copies: whether copies outlive a return to the device.
-        write_back: whether copies are made ahead of need.
+        work_ahead: whether blocks are moved ahead of need.
         mode: how requests leave.
         timing: whether copies are made beside the steps.
         num_host_blocks: that the host has.
@@ -99,7 +100,7 @@ class Weather:
     keep_head: bool
     by_group: bool
     keep_copies: bool
-    write_back: bool
+    work_ahead: bool
     mode: PreemptionMode
     timing: SwapTiming
     num_host_blocks: int
@@ -181,10 +182,10 @@ def weathers(seed: int) -> Iterator[Weather]:
             keep_head=not number & 4,
             by_group=random.random() < 0.8,
             keep_copies=random.random() < 0.8,
-            write_back=random.random() < 0.5,
+            work_ahead=random.random() < 0.5,
             mode="swap" if random.random() < 0.8 else "auto",
             timing=random.choice(["beside", "beside", "auto", "between"]),
-            num_host_blocks=random.choice([12, 60, 300]),
+            num_host_blocks=random.choice([12, 80, 300]),
             num_disk_blocks=random.choice([0, 20, 200]),
             stall=0.0 if is_fair else 0.02,
             error=0.0 if is_fair else 0.05,
@@ -200,10 +201,13 @@ def make_conversations(number: int, seed: int = 7) -> list[Conversation]:
     def words(fewest: int, most: int) -> list[int]:
         return [random.randrange(1000, 20000) for _ in range(random.randint(fewest, most))]
 
-    opening = words(37, 37)
+    opening = words(18, 18)
     return [
         Conversation(
-            [(opening if not at % 3 and not turn else []) + words(3, 25) for turn in range(NUM_TURNS)],
+            [
+                (opening if not at % 3 and not turn else []) + words(2, 12)
+                for turn in range(NUM_TURNS)
+            ],
             [_params(random) for _ in range(NUM_TURNS)],
         )
         for at in range(number)
@@ -230,7 +234,7 @@ def answer_alone(llm: LLM, conversations: Sequence[Conversation]) -> None:
 
 
 class Storm:
-    """Conversations, twelve at a time, in one kind of weather.
+    """Conversations, many at a time, in one kind of weather.
 
     Args:
         llm: has the model.
@@ -282,12 +286,13 @@ class Storm:
         self._scheduler = Scheduler(
             AtRandom(self._random),
             self._kv,
-            max_num_seqs=8,
-            max_num_batched_tokens=96,
+            max_num_seqs=24,
+            max_num_batched_tokens=128,
             switching=SwitchOptions(
                 mode=weather.mode,
                 timing=weather.timing,
-                write_back=weather.write_back,
+                write_back=weather.work_ahead,
+                prefetch=weather.work_ahead,
                 keep_head=weather.keep_head,
                 max_share=1000.0,
             ),
@@ -351,7 +356,7 @@ class Storm:
         random, scheduler = self._random, self._scheduler
         for request in list(scheduler.running):
             if random.random() < PREEMPT:
-                scheduler._preempt(request, self._clock.now_s(), "memory", "the storm says so")
+                preempt(scheduler, request, self._clock.now_s())
         for request in list(self._engine.live_requests):
             if random.random() < 0.1:
                 self._engine.set_priority(request.request_id, random.randrange(4))
@@ -426,5 +431,5 @@ def _params(random: Random) -> SamplingParams:
         ]
     )
     return SamplingParams(
-        max_tokens=random.randint(4, 10), ignore_eos=True, seed=random.randrange(1000), **extra
+        max_tokens=random.randint(3, 6), ignore_eos=True, seed=random.randrange(1000), **extra
     )

@@ -15,6 +15,7 @@ _LOOKS = {
     "prefill": ("▆", "blue"),
     "decode": ("█", "green"),
     "preempted": ("x", "red"),
+    "swap_in": ("↑", "cyan"),
     "recompute": ("▓", "red"),
 }
 _UNKNOWN = ("?", "white")

@@ -36,6 +36,7 @@ def render(state: State | None, trouble: Unreachable | None = None) -> Renderabl
         parts += [
             _headline(state),
             _memory(state["kv"]),
+            *_switching(state["switching"]),
             Text(),
             _latencies(state),
             Text(),
@@ -87,6 +88,16 @@ def _memory(kv: State | None) -> Text:
         f"{kv['pinned']} pinned"
     )
     return bar
+
+
+def _switching(switching: State | None) -> list[Text]:
+    if switching is None or not switching["tiers"]:
+        return []
+    tiers = [
+        f"{tier['name']} {tier['kept']} of {tier['num_blocks']}" for tier in switching["tiers"]
+    ]
+    requests = f"{switching['swapped']} off the device  {switching['arriving']} arriving"
+    return [Text(f"copies  {', '.join(tiers)} blocks  {requests}")]
 
 
 def _latencies(state: State) -> Table:

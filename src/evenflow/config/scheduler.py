@@ -42,6 +42,10 @@ class SchedulerConfig(Area):
     """Leave the blocks of a request that lost its place on the device until the room is needed,
     from its end on."""
 
+    swap_prefetch: bool = True
+    """Load blocks of the request that is next before there is a place for it, while the link is
+    idle."""
+
     max_switch_share: float = Field(default=0.1, gt=0)
     """Most of the time that taking running requests off the device for others that outrank them
     may cost; also bounds how soon each of them may lose its place again."""

@@ -40,6 +40,7 @@ class WaitReason(Enum):
     TENANT_LIMIT = "tenant_limit"
     SIBLING = "sibling"
     PAUSE = "pause"
+    RANK = "rank"
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,7 +52,8 @@ class RequestEvent:
         at_s: when, in the engine clock's seconds.
         cause: why, in words for the user, with numbers.
         reason: of a wait: what was lacking; for QUEUED, what the queue lacked the longest, known
-            once the request has left it; for CONTINUED, what was lacking before the pause.
+            once the request has left it; for CONTINUED, what was lacking before the pause; for
+            PREEMPTED, what it lost its place for.
         num_tokens: SCHEDULED, RESUMED: tokens that had KV already. PREFILL_CHUNK, FIRST_TOKEN,
             RECOMPUTED: tokens that were computed. PREEMPTED, PAUSED, FINISHED: tokens that had KV.
         num_times: PREFILL_CHUNK, PREEMPTED: how many of these were merged into this one.

@@ -244,23 +244,25 @@ class Request:
             )
         )
 
-    def record_preemption(self, at_s: float, cause: str) -> None:
-        """Remember that it lost its memory, and how far its KV reached."""
-        num_times = 1
+    def record_preemption(self, reason: WaitReason, at_s: float, cause: str) -> None:
+        """Remember that it lost its memory, what for, and how far its KV reached."""
+        num_tokens, num_times = self.num_computed_tokens, 1
         if len(self.events) >= NUM_DETAILED_EVENTS:
             starts = [i for i, e in enumerate(self.events) if e.kind is EventKind.PREEMPTED]
             if starts:
                 merged = self.events[starts[-1]]
                 del self.events[starts[-1] :]
                 at_s = merged.at_s
+                num_tokens = max(num_tokens, merged.num_tokens)
                 num_times += merged.num_times
         self.events.append(
             RequestEvent(
                 EventKind.PREEMPTED,
                 at_s,
                 cause,
-                num_tokens=self.num_computed_tokens,
-                num_times=num_times,
+                reason,
+                num_tokens,
+                num_times,
             )
         )
 

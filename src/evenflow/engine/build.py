@@ -231,6 +231,7 @@ def build_scheduler(
             timing=settings.swap_timing,
             write_back=settings.swap_write_back,
             keep_head=settings.swap_keep_head,
+            prefetch=settings.swap_prefetch,
             max_share=settings.max_switch_share,
         ),
     )

@@ -64,8 +64,8 @@ class Engine:
         only_ends: report only the last delta of each completion.
 
     Attributes:
-        sessions: conversations whose KV is kept between turns. So many blocks stay unpinned that
-            the longest request always fits.
+        sessions: conversations whose KV is kept between turns. However much they keep on the
+            device, the longest request always fits.
         started: completions that ran for the first time in the last step.
     """
 
@@ -328,10 +328,10 @@ class Engine:
         self._completions.setdefault(user_id, []).append(progress)
 
     def _keep_for_session(self, request: Request, now_s: float) -> None:
-        """A request has ended and still holds its blocks: let its session have them."""
+        """A request has ended and still holds its blocks: let its session know of them."""
         session = self._session_of.pop(request.request_id, None)
         if session is not None and request.status.finish_reason in ("stop", "length"):
-            self.sessions.keep(session, request.token_ids, request.cache_salt, now_s)
+            self.sessions.keep(session, request, now_s)
 
     def _unused_ids(self, request_id: str, num_completions: int) -> list[RequestId]:
         """Return the ids of a request's completions, which nobody else may carry."""

@@ -3,6 +3,11 @@
     events      QUEUED      SCHEDULED   FIRST_TOKEN   PREEMPTED    RESUMED   RECOMPUTED   FINISHED
     intervals      | queued     | prefill    | decode     | preempted  | recompute | decode   |
 
+    events      FIRST_TOKEN   PREEMPTED     SWAPPING_IN   RESUMED                         FINISHED
+    intervals      | decode     | preempted     | swap_in    | decode                         |
+
+A request that comes back with all the KV it had decodes at once. What it lost is recomputed first.
+
 Knows: what each turning point ends and begins, and which setting would have shortened what.
 Does not know: how to obtain events; queues, memory, clocks.
 
@@ -41,14 +46,16 @@ class Interval:
 
     Attributes:
         kind: queued (for a seat or a place in the step), held (for memory, its tenant's limit, a
-            sibling, or the end of a pause), swap_in (its KV is loaded), prefill, decode, preempted (waiting after it lost its
-            memory), or recompute (computing what it lost).
+            sibling, or the end of a pause), prefill, decode, preempted (waiting after it lost its
+            memory), swap_in (its KV is loaded from a lower tier), or recompute (computing what it
+            lost).
         start_s: when it began, in seconds after the request's arrival.
         end_s: when it ended.
         cause: why, in words.
         detail: how much was done, in words.
         reason: of a wait: what was lacking.
         num_tokens: tokens that were computed.
+        lost_to: of preempted, and of swap_in and recompute after it: what its place was lost for.
     """
 
     kind: IntervalKind
@@ -58,6 +65,7 @@ class Interval:
     detail: str = ""
     reason: WaitReason | None = None
     num_tokens: int = 0
+    lost_to: WaitReason | None = None
 
     @property
     def duration_s(self) -> float:
@@ -72,7 +80,8 @@ class Explanation:
     Attributes:
         request_id: of the completion.
         tenant_id: whose it is.
-        status: "waiting", "running" or "preempted" while it lives, then its finish reason.
+        status: "waiting", "running", "preempted" or "swapping_in" while it lives, then its finish
+            reason.
         latency_s: from its arrival to its end, or to now.
         intervals: in order, without gaps.
         summary: one sentence: what took the time, and what would shorten it.
@@ -87,7 +96,7 @@ class Explanation:
 
     @property
     def queue_time_s(self) -> float:
-        """Seconds from its arrival until it first computed something."""
+        """Seconds from its arrival until it first had a place."""
         waits = (IntervalKind.QUEUED, IntervalKind.HELD)
         starts = (i.start_s for i in self.intervals if i.kind not in waits)
         return next(starts, self.latency_s)
@@ -154,6 +163,8 @@ def explain(
 
 _SHORT_OF_ROOM = (WaitReason.SEATS, WaitReason.TOKENS, None)
 _STARTS = (EventKind.SCHEDULED, EventKind.RESUMED)
+_LOSSES = (IntervalKind.PREEMPTED, IntervalKind.SWAP_IN, IntervalKind.RECOMPUTE)
+_DECODING = "a token per step"
 _COMPUTED = (EventKind.PREFILL_CHUNK, EventKind.FIRST_TOKEN, EventKind.RECOMPUTED)
 
 
@@ -170,6 +181,8 @@ class _Life:
         # Tokens with KV, and how many there were before the last preemption.
         self._num_computed = 0
         self._num_lost = 0
+        self._lost_to: WaitReason | None = None
+        self._preempted_s = 0.0
         self._has_output = False
         # Kind, cause and reason of what a pause has interrupted.
         self._interrupted: tuple[IntervalKind, str, WaitReason | None]
@@ -205,6 +218,7 @@ class _Life:
                     detail,
                     self._reason,
                     num_tokens,
+                    self._lost_to if self._kind in _LOSSES else None,
                 )
             )
             self.until_s = at_s
@@ -213,19 +227,24 @@ class _Life:
         kind = event.kind
         if kind is EventKind.PAUSED:
             self._interrupted = (self._kind, self._cause, self._reason)
-        self._cause = event.cause
+        before, self._cause = self._cause, event.cause
         self._reason = event.reason
         if kind is EventKind.PAUSED:
             self._kind = IntervalKind.HELD
         elif kind is EventKind.CONTINUED:
             self._kind, self._cause, self._reason = self._interrupted
         elif kind in (EventKind.QUEUED, EventKind.HELD):
-            if self._kind is not IntervalKind.PREEMPTED:
+            if self._kind is IntervalKind.PREEMPTED:
+                if event.at_s == self._preempted_s:
+                    self._cause = f"{before}; {event.cause}"
+            else:
                 queued = kind is EventKind.QUEUED or event.reason in _SHORT_OF_ROOM
                 self._kind = IntervalKind.QUEUED if queued else IntervalKind.HELD
         elif kind is EventKind.PREEMPTED:
             self._kind = IntervalKind.PREEMPTED
             self._num_lost = max(self._num_lost, event.num_tokens)
+            self._lost_to = event.reason
+            self._preempted_s = event.at_s
         elif kind is EventKind.SWAPPING_IN:
             self._kind = IntervalKind.SWAP_IN
         elif kind in _STARTS:
@@ -237,11 +256,12 @@ class _Life:
         elif kind is not EventKind.FINISHED:
             self._has_output = True
             self._kind = IntervalKind.DECODE
-            self._cause = "a token per step"
+            self._cause = _DECODING
 
     def _computing(self) -> IntervalKind:
-        again = self._has_output or self._num_computed < self._num_lost
-        return IntervalKind.RECOMPUTE if again else IntervalKind.PREFILL
+        if self._num_computed < self._num_lost:
+            return IntervalKind.RECOMPUTE
+        return IntervalKind.DECODE if self._has_output else IntervalKind.PREFILL
 
 
 def _chunk_detail(event: RequestEvent) -> str:
@@ -263,6 +283,7 @@ _ADVICE = {
     WaitReason.TENANT_LIMIT: "raise the tenant's limit, or have it send less at once",
     WaitReason.SIBLING: "nothing to gain, for computing the prompt twice would take longer",
     WaitReason.PAUSE: "have it resumed",
+    WaitReason.RANK: "give it a more urgent priority, or its tenant a larger weight",
     None: "a smaller --max-num-batched-tokens makes the step it came into shorter",
 }
 
@@ -272,17 +293,11 @@ def _summary(intervals: Sequence[Interval], events: Sequence[RequestEvent]) -> s
     totals = _totals(intervals)
     if not totals:
         return "It took no time."
-    lost_kinds = (IntervalKind.PREEMPTED, IntervalKind.RECOMPUTE)
-    lost_s = fsum(totals.get(kind, 0.0) for kind in lost_kinds)
+    losses = [interval for interval in intervals if interval.lost_to is not None]
+    lost_s = fsum(interval.duration_s for interval in losses)
     most = max(totals, key=totals.__getitem__)
-    if lost_s >= totals[most]:
-        share = _share(lost_s, totals)
-        num_preemptions = sum(e.num_times for e in events if e.kind is EventKind.PREEMPTED)
-        times = "once" if num_preemptions == 1 else f"{num_preemptions} times"
-        return (
-            f"Lost {share} by giving up its memory {times}: raise --kv-cache-memory, or lower "
-            "--max-num-seqs so that fewer requests share it."
-        )
+    if losses and lost_s >= totals[most]:
+        return _summary_of_losses(losses, _share(lost_s, totals), events)
     share = _share(totals[most], totals)
     parts = [interval for interval in intervals if interval.kind is most]
     num_tokens = sum(part.num_tokens for part in parts)
@@ -297,6 +312,11 @@ def _summary(intervals: Sequence[Interval], events: Sequence[RequestEvent]) -> s
             "or lower --max-num-seqs so that each step is shorter."
         )
     longest = max(parts, key=lambda part: part.duration_s)
+    if most is IntervalKind.SWAP_IN:
+        return (
+            f"Loaded KV for {share} ({longest.cause}): with a larger --kv-cache-memory more of it "
+            "stays on the device."
+        )
     # Behind others nobody knows what a request lacks; it is likely what it lacks at the door.
     waits = [part for part in intervals if part.reason is not None]
     reason = longest.reason
@@ -304,6 +324,22 @@ def _summary(intervals: Sequence[Interval], events: Sequence[RequestEvent]) -> s
         reason = max(waits, key=lambda part: part.duration_s).reason
     word = "Queued" if most is IntervalKind.QUEUED else "Held"
     return f"{word} {share} ({longest.cause}): {_ADVICE[reason]}."
+
+
+def _summary_of_losses(
+    losses: Sequence[Interval], share: str, events: Sequence[RequestEvent]
+) -> str:
+    """Say what a request lost by its preemptions, and how it would lose less."""
+    num_preemptions = sum(e.num_times for e in events if e.kind is EventKind.PREEMPTED)
+    times = "once" if num_preemptions == 1 else f"{num_preemptions} times"
+    by_rank_s = fsum(i.duration_s for i in losses if i.lost_to is WaitReason.RANK)
+    if 2 * by_rank_s > fsum(i.duration_s for i in losses):
+        advice = _ADVICE[WaitReason.RANK]
+        return f"Lost {share} by making way {times} for requests that come first: {advice}."
+    return (
+        f"Lost {share} by giving up its memory {times}: raise --kv-cache-memory, or lower "
+        "--max-num-seqs so that fewer requests share it."
+    )
 
 
 def _share(seconds: float, totals: dict[IntervalKind, float]) -> str:

@@ -1,26 +1,30 @@
 """Conversations whose KV is kept between turns.
 
-    open ──▶ (a request of the session ends) ──▶ pinned ──time to live is over──▶ not pinned
-                         ▲                         │                                 │
-                         └────── the next turn ────┴─────────────────────────────────┘ ... release
+    open ──▶ (a request of the session ends) ──▶ kept ──time to live is over──▶ not kept
+                         ▲                        │                                │
+                         └────── the next turn ───┴────────────────────────────────┘ ... release
 
-When a request of a session ends, the session's pin moves to the request's prompt and output, and
-its time to live begins anew. The next turn, which starts with these tokens, then has only what is
-new to compute, however many other requests have come in between.
+When a request of a session ends, the KV of its prompt and output is kept, and the time to live
+begins anew. The next turn, which starts with these tokens, then has only what is new to compute,
+however many other requests have come in between. Where it is kept depends on the memory there is:
+
+    on the device   without tiers below it, or after `pin`: blocks are pinned, whatever happens
+    on the host     otherwise: the scheduler has stored them there, and until the time to live is
+                    over they outlast copies that nobody is known to come back for
 
 Knows: sessions, whose they are, until when each keeps its KV.
-Does not know: the time, which is passed in; requests that still run.
+Does not know: the time, which is passed in; requests that still run; how KV gets to the host.
 
 Invariants:
     A session is found under its tenant and id; to other tenants it does not exist.
-    A session without a pin costs no KV memory.
+    A session without a pin costs no memory of the device.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -32,7 +36,10 @@ from evenflow.core.errors import (
     SessionNotFoundError,
 )
 from evenflow.core.ids import TenantId
+from evenflow.core.request import Request
 from evenflow.memory.kv_cache_manager import KVCacheManager
+from evenflow.memory.prefix_cache import BlockHash
+from evenflow.memory.transfers import Tier
 
 _Key: TypeAlias = tuple[TenantId, str]
 
@@ -47,11 +54,13 @@ class Session:
         tenant_id: whose it is.
         session_id: unique among the tenant's sessions.
         ttl_s: seconds from the end of a turn for which its KV is kept.
-        expires_s: when the pin is let go, in the engine clock's seconds; None without a pin.
-        num_pinned_tokens: how much was pinned last.
+        expires_s: until when it is kept, in the engine clock's seconds; None if nothing is.
+        num_pinned_tokens: how much is pinned on the device.
         refusal: why the last turn could not be pinned, in words; an older pin stays.
         token_ids: prompt and output of the last turn.
         cache_salt: under which they are cached.
+        contents: what the full blocks of their KV are called.
+        priority: of the last turn.
     """
 
     tenant_id: TenantId
@@ -62,36 +71,26 @@ class Session:
     refusal: str | None = None
     token_ids: array[int] = field(default_factory=lambda: array("i"), repr=False)
     cache_salt: str = field(default="", repr=False)
+    contents: list[BlockHash] = field(default_factory=list, repr=False)
+    priority: int = 0
 
     @property
     def key(self) -> _Key:
         """What it is found under; also names its pin."""
         return self.tenant_id, self.session_id
 
-    def to_json(self, now_s: float) -> dict[str, Any]:
-        """Return it as the admin API shows it."""
-        return {
-            "id": self.session_id,
-            "tenant": self.tenant_id,
-            "ttl_s": self.ttl_s,
-            "expires_in_s": None if self.expires_s is None else self.expires_s - now_s,
-            "num_tokens": len(self.token_ids),
-            "num_pinned_tokens": self.num_pinned_tokens,
-            "refusal": self.refusal,
-        }
-
 
 class SessionTable:
     """All sessions.
 
     Args:
-        kv: where the pins are.
+        kv: where KV is kept.
         max_pinned_blocks: most blocks that all pins together may hold.
         max_sessions: most sessions to remember. A new one takes the place of the oldest that pins
             nothing.
 
     Attributes:
-        next_expiry_s: no pin is to be let go earlier.
+        next_expiry_s: nothing is to be let go earlier.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class SessionTable:
         return iter(self._sessions.values())
 
     def open(self, tenant_id: TenantId, ttl_s: float, session_id: str | None = None) -> Session:
-        """Begin a session, which pins nothing yet.
+        """Begin a session, which keeps nothing yet.
 
         Args:
             tenant_id: whose it is.
@@ -163,10 +162,26 @@ class SessionTable:
             )
         return session
 
+    def describe(self, session: Session, now_s: float) -> dict[str, Any]:
+        """Return a session as the admin API shows it; `kept` says what would be found now."""
+        places = self._kv.locate(session.contents)
+        return {
+            "id": session.session_id,
+            "tenant": session.tenant_id,
+            "ttl_s": session.ttl_s,
+            "expires_in_s": None if session.expires_s is None else session.expires_s - now_s,
+            "num_tokens": len(session.token_ids),
+            "num_pinned_tokens": session.num_pinned_tokens,
+            "kept": {tier.value: places[tier] for tier in Tier if places[tier]},
+            "refusal": session.refusal,
+        }
+
     def pin(
         self, tenant_id: TenantId, session_id: str, now_s: float, ttl_s: float | None = None
     ) -> Session:
-        """Keep what is cached of a session's last turn, from now on for its time to live.
+        """Keep on the device what is cached there of a session's last turn.
+
+        From now on for its time to live; the next turn's end moves the pin.
 
         Args:
             tenant_id: whose session it is.
@@ -182,27 +197,29 @@ class SessionTable:
         session = self.get(tenant_id, session_id)
         if ttl_s is not None:
             _check_ttl(ttl_s)
-        self._pin(session, session.token_ids, session.cache_salt)
+        self._pin(session)
         if ttl_s is not None:
             session.ttl_s = ttl_s
         self._renew(session, now_s)
         return session
 
-    def keep(
-        self, session: Session, token_ids: Sequence[int], cache_salt: str, now_s: float
-    ) -> None:
-        """A request of the session ended with these tokens: move the pin there.
+    def keep(self, session: Session, request: Request, now_s: float) -> None:
+        """A request of the session has ended: keep what it computed instead of what was kept.
 
-        If they are too many to be pinned the session keeps what it has, and says so.
+        A pin moves. If that is too much to be pinned the pin stays where it is, and the session
+        says so.
         """
         if self._sessions.get(session.key) is not session:
             return
-        session.token_ids = array("i", token_ids)
-        session.cache_salt = cache_salt
-        try:
-            self._pin(session, token_ids, cache_salt)
-        except PinLimitError as error:
-            session.refusal = str(error)
+        session.token_ids = array("i", request.token_ids)
+        session.cache_salt = request.cache_salt
+        session.contents = self._kv.contents(request)
+        session.priority = request.priority
+        if self._kv.copies is None or session.num_pinned_tokens:
+            try:
+                self._pin(session)
+            except PinLimitError as error:
+                session.refusal = str(error)
         self._renew(session, now_s)
 
     def release(self, tenant_id: TenantId, session_id: str) -> None:
@@ -213,10 +230,10 @@ class SessionTable:
         """
         session = self.get(tenant_id, session_id)
         del self._sessions[session.key]
-        self._kv.unpin(session.key)
+        self._let_go(session)
 
     def expire(self, now_s: float) -> None:
-        """Let go of the pins whose time is over."""
+        """Let go of what is kept for no longer than until now."""
         if now_s < self.next_expiry_s:
             return
         self.next_expiry_s = math.inf
@@ -224,20 +241,31 @@ class SessionTable:
             if session.expires_s is None:
                 continue
             if session.expires_s <= now_s:
-                self._kv.unpin(session.key)
-                session.expires_s = None
-                session.num_pinned_tokens = 0
+                self._let_go(session)
             else:
                 self.next_expiry_s = min(self.next_expiry_s, session.expires_s)
 
-    def _pin(self, session: Session, token_ids: Sequence[int], cache_salt: str) -> None:
+    def _pin(self, session: Session) -> None:
         session.num_pinned_tokens = self._kv.pin(
-            session.key, token_ids, cache_salt, max_pinned_blocks=self._max_pinned_blocks
+            session.key,
+            session.token_ids,
+            session.cache_salt,
+            max_pinned_blocks=self._max_pinned_blocks,
         )
         session.refusal = None
 
+    def _let_go(self, session: Session) -> None:
+        """What a session keeps is from now on like anything else that was computed once."""
+        self._kv.unpin(session.key)
+        if self._kv.copies is not None:
+            self._kv.copies.devalue(session.contents, session.priority)
+        session.expires_s = None
+        session.num_pinned_tokens = 0
+
     def _renew(self, session: Session, now_s: float) -> None:
-        session.expires_s = now_s + session.ttl_s if session.num_pinned_tokens else None
+        has_copies = self._kv.copies is not None and bool(session.contents)
+        keeps = has_copies or session.num_pinned_tokens > 0
+        session.expires_s = now_s + session.ttl_s if keeps else None
         if session.expires_s is not None:
             self.next_expiry_s = min(self.next_expiry_s, session.expires_s)
 
@@ -251,14 +279,14 @@ class SessionTable:
     def _make_room(self) -> None:
         if len(self._sessions) < self._max_sessions:
             return
-        oldest = next((session for session in self if session.expires_s is None), None)
+        oldest = next((session for session in self if not session.num_pinned_tokens), None)
         if oldest is None:
             raise SessionLimitError(
                 "no more sessions can be opened",
-                why=f"{self._max_sessions} are open and all of them keep KV",
+                why=f"{self._max_sessions} are open and all of them pin KV",
                 fix="Release some, or give them a shorter ttl_s",
             )
-        del self._sessions[oldest.key]
+        self.release(*oldest.key)
 
 
 def _check_ttl(ttl_s: float) -> None:

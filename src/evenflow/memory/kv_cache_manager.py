@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.request_copies import RequestCopies
 from evenflow.memory.request_prefixes import RequestPrefixes
 from evenflow.memory.residency import Residency
+from evenflow.memory.transfers import Tier
 
 
 @dataclass(slots=True, frozen=True)
@@ -201,6 +203,8 @@ class KVCacheManager:
         num_hit_tokens = len(hits) * self.block_size
         if load and self.copies is not None:
             num_hit_tokens += self.copies.load(request, len(hits))
+        if self._prefetcher is not None:
+            self._prefetcher.forget(request_id)
         if self.enable_prefix_caching and request.num_preemptions == 0:
             self._num_query_tokens += num_tokens
             self._num_hit_tokens += num_hit_tokens
@@ -220,9 +224,13 @@ class KVCacheManager:
         """
         if self._prefetcher is None or not self.enable_prefix_caching:
             return
-        num_blocks = min(max_blocks, self.num_available_blocks - len(self._tables))
-        if num_blocks > 0 and request.request_id not in self._tables:
-            self._prefetcher.start(request, len(self._find_prefix(request)), num_blocks)
+        num_spare = self.num_available_blocks - len(self._tables)
+        if num_spare <= 0 or request.request_id in self._tables:
+            return
+        here = self._find_prefix(request)
+        num_blocks = min(max_blocks, num_spare - len(here))
+        if num_blocks > 0:
+            self._prefetcher.start(request, here, num_blocks)
 
     def settle_prefetched(self) -> None:
         """Let what was prefetched and has arrived be found."""
@@ -334,8 +342,9 @@ class KVCacheManager:
         What is cached of it stays, evictable, until the room is needed.
         """
         self._prefixes.forget(request_id)
-        if self.copies is not None:
+        if self.copies is not None and self._prefetcher is not None:
             self.copies.forget(request_id)
+            self._prefetcher.forget(request_id)
         self._next_full.pop(request_id, None)
         self._shared_until.pop(request_id, None)
         if request_id in self._tables:
@@ -372,6 +381,20 @@ class KVCacheManager:
             return len(here) * self.block_size
         finally:
             self._pool.release(reversed(here))
+
+    def contents(self, request: Request) -> list[BlockHash]:
+        """Return what the full blocks of a request's KV are called, on whatever tier."""
+        num_full = request.num_computed_tokens // self.block_size
+        return self._prefixes.contents(request, num_full * self.block_size)
+
+    def locate(self, contents: Sequence[BlockHash]) -> Counter[Tier]:
+        """Return where the leading blocks of a chain would be found now, in tokens by tier."""
+        num_here = self._prefixes.num_found(contents)
+        tiers = [Tier.DEVICE] * num_here
+        if self.copies is not None:
+            places = self.copies.residency.find(contents[num_here:])
+            tiers += [tier.tier for tier, _ in places]
+        return Counter({tier: count * self.block_size for tier, count in Counter(tiers).items()})
 
     def pin(
         self,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from evenflow.core.errors import IntegrityError
@@ -50,21 +50,18 @@ class Worth(NamedTuple):
 
 
 class ByWorth:
-    """Gives up what is worth least, the oldest among equals. Operations are O(log n)."""
+    """Gives up what is worth least, the oldest among equals. Operations are O(log n).
 
-    def __init__(self) -> None:
+    Args:
+        worth_of: what a candidate is worth.
+    """
+
+    def __init__(self, worth_of: Callable[[BlockHash], Worth]) -> None:
+        self._worth_of = worth_of
         self._worth: dict[BlockHash, tuple[Worth, int]] = {}
-        self._appraised: dict[BlockHash, Worth] = {}
         # May hold entries that `_worth` no longer confirms.
         self._heap: list[tuple[Worth, int, BlockHash]] = []
         self._num_added = 0
-
-    def appraise(self, key: BlockHash, worth: Worth) -> None:
-        """Say what `key` is worth, be it a candidate or about to become one."""
-        if key in self._worth:
-            self._push(key, worth)
-        else:
-            self._appraised[key] = worth
 
     def access(self, key: BlockHash) -> None:
         """Uses do not change what a copy is worth."""
@@ -83,11 +80,17 @@ class ByWorth:
         raise LookupError("no candidate to evict")
 
     def add(self, key: BlockHash) -> None:
-        """Make `key` a candidate, worth what was said last, or nothing."""
-        self._push(key, self._appraised.pop(key, Worth()))
+        """Make `key` a candidate, or one that is worth something else than before."""
+        self._num_added += 1
+        worth = self._worth_of(key)
+        self._worth[key] = (worth, self._num_added)
+        heapq.heappush(self._heap, (worth, self._num_added, key))
+        if len(self._heap) > 2 * len(self._worth) + 64:
+            self._heap = [(worth, number, key) for key, (worth, number) in self._worth.items()]
+            heapq.heapify(self._heap)
 
     def discard(self, key: BlockHash) -> None:
-        """Make `key` no candidate, if it was one; what it is worth is forgotten."""
+        """Make `key` no candidate, if it was one."""
         self._worth.pop(key, None)
 
     def __contains__(self, key: object) -> bool:
@@ -95,14 +98,6 @@ class ByWorth:
 
     def __len__(self) -> int:
         return len(self._worth)
-
-    def _push(self, key: BlockHash, worth: Worth) -> None:
-        self._num_added += 1
-        self._worth[key] = (worth, self._num_added)
-        heapq.heappush(self._heap, (worth, self._num_added, key))
-        if len(self._heap) > 2 * len(self._worth) + 64:
-            self._heap = [(worth, number, key) for key, (worth, number) in self._worth.items()]
-            heapq.heapify(self._heap)
 
 
 class Journal(Protocol):
@@ -142,8 +137,9 @@ class LowerTier:
     ) -> None:
         self.tier = tier
         self.num_blocks = num_blocks
-        self._by_worth = ByWorth()
+        self._by_worth = ByWorth(self._worth_of)
         self._pool = BlockPool(num_blocks, self._by_worth)
+        self._worth = [Worth()] * num_blocks
         self._quota = tenant_share * num_blocks
         self._tenant_of: list[TenantId | None] = [None] * num_blocks
         self._num_blocks_of: Counter[TenantId] = Counter()
@@ -196,11 +192,8 @@ class LowerTier:
             if self._journal is not None:
                 self._journal.forget(block_id)
             self._pool.register(content, block_id)
-            before = self._tenant_of[block_id]
-            if before is not None:
-                self._num_blocks_of[before] -= 1
-            self._tenant_of[block_id] = tenant_id
-        self._num_blocks_of[tenant_id] += num_blocks
+            self._worth[block_id] = Worth()
+            self._charge(block_id, tenant_id)
         return extents
 
     def keep(self, block_ids: Collection[BlockId]) -> None:
@@ -210,7 +203,7 @@ class LowerTier:
             lost = [
                 id_ for id_, c in contents if c is not None and not self._journal.record(id_, c)
             ]
-            self._pool.unregister(lost)
+            self.abandon(lost)
         self._pool.release(block_ids)
 
     def hold(self, block_ids: Iterable[BlockId]) -> None:
@@ -231,27 +224,23 @@ class LowerTier:
         for num_behind, content in enumerate(reversed(contents), 1):
             block_id = self._pool.find(content)
             if block_id is not None:
-                num_tokens = worth.num_tokens * num_behind
-                fits = self._is_within_quota(block_id)
-                self._by_worth.appraise(
-                    content, worth._replace(is_within_quota=fits, num_tokens=num_tokens)
+                self._worth[block_id] = worth._replace(
+                    is_within_quota=self._is_within_quota(block_id),
+                    num_tokens=worth.num_tokens * num_behind,
                 )
+                if content in self._by_worth:
+                    self._by_worth.add(content)
 
     def abandon(self, block_ids: Collection[BlockId]) -> None:
         """Let nobody find held blocks any more, because their bytes are not to be trusted."""
         self._pool.unregister(block_ids)
-        if self._journal is not None:
-            for block_id in block_ids:
-                self._journal.forget(block_id)
+        self._lose(block_ids)
 
     def clear(self) -> None:
         """Forget all copies that are neither read nor written."""
         before = list(self._pool.cached_ids)
         self._pool.empty_evictable()
-        if self._journal is not None:
-            for block_id in before:
-                if self._pool.content_of(block_id) is None:
-                    self._journal.forget(block_id)
+        self._lose([block_id for block_id in before if self._pool.content_of(block_id) is None])
 
     def check_integrity(self) -> None:
         """Recount everything by brute force.
@@ -272,6 +261,26 @@ class LowerTier:
         for content, slot in journal.contents().items():
             self._pool.register(content, block_ids[slot])
         self._pool.release(block_ids)
+
+    def _lose(self, block_ids: Iterable[BlockId]) -> None:
+        """Note that what blocks held can be found no more."""
+        for block_id in block_ids:
+            self._charge(block_id, None)
+            if self._journal is not None:
+                self._journal.forget(block_id)
+
+    def _charge(self, block_id: BlockId, tenant_id: TenantId | None) -> None:
+        """Note whose copy a block holds from now on."""
+        before = self._tenant_of[block_id]
+        if before is not None:
+            self._num_blocks_of[before] -= 1
+        self._tenant_of[block_id] = tenant_id
+        if tenant_id is not None:
+            self._num_blocks_of[tenant_id] += 1
+
+    def _worth_of(self, content: BlockHash) -> Worth:
+        block_id = self._pool.find(content)
+        return Worth() if block_id is None else self._worth[block_id]
 
     def _is_within_quota(self, block_id: BlockId) -> bool:
         tenant_id = self._tenant_of[block_id]

@@ -1,6 +1,7 @@
 """Loads blocks of a request that holds nothing yet, so that it finds them when it comes.
 
-They become cached content like any other: whoever needs the room may have it.
+They become cached content like any other: whoever needs the room may have it. What was lost that
+way is not loaded ahead again, or two that wait would take turns in it for ever.
 
 Knows: what is being loaded ahead, and into which blocks.
 Does not know: who is next.
@@ -9,9 +10,10 @@ Does not know: who is next.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evenflow.core.ids import BlockId
+from evenflow.core.ids import BlockId, RequestId
 from evenflow.core.request import Request
 from evenflow.memory.block_groups import BlockGroups
 from evenflow.memory.block_pool import BlockPool
@@ -52,26 +54,43 @@ class Prefetcher:
         self._residency = residency
         self._block_size = block_size
         self._ahead: list[_Ahead] = []
+        # Leading blocks that were on the device or loaded ahead, of requests that have not come yet.
+        self._num_sent: dict[RequestId, int] = {}
 
     @property
     def held(self) -> Counter[BlockId]:
         """The blocks that are being loaded into."""
         return Counter(block_id for ahead in self._ahead for block_id in ahead.block_ids)
 
-    def start(self, request: Request, num_blocks_here: int, max_blocks: int) -> None:
-        """Send for full blocks behind those that are on the device; so many must be available."""
+    def start(self, request: Request, here: Sequence[BlockId], max_blocks: int) -> None:
+        """Send for full blocks of a request.
+
+        Args:
+            request: holds nothing.
+            here: its leading blocks that are on the device.
+            max_blocks: to load at most; so many are available beside those.
+        """
+        num_blocks_here = len(here)
         num_full = (request.num_tokens - 1) // self._block_size
         stop = min(num_full, num_blocks_here + max_blocks)
-        if stop <= num_blocks_here:
+        num_sent = self._num_sent.get(request.request_id, 0)
+        if stop <= num_blocks_here or num_blocks_here < num_sent:
             return
         contents = self._prefixes.contents(request, stop * self._block_size, num_blocks_here)
         places = self._residency.find(contents)
         if not places:
             return
+        self._num_sent[request.request_id] = num_blocks_here + len(places)
+        self._pool.share(here)
         extents = self._groups.take(len(places))
+        self._pool.release(reversed(here))
         block_ids = [block_id for extent in extents for block_id in extent.block_ids]
         arrival = self._residency.load(places, block_ids)
         self._ahead.append(_Ahead(contents[: len(places)], block_ids, arrival))
+
+    def forget(self, request_id: RequestId) -> None:
+        """A request has come, or will not."""
+        self._num_sent.pop(request_id, None)
 
     def settle(self) -> None:
         """Let what has arrived be found."""

@@ -6,13 +6,14 @@ Does not know: who leaves or returns; the device's pool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import BlockId, RequestId
 from evenflow.core.request import Request
 from evenflow.memory.block_table import BlockTable
 from evenflow.memory.lower_tier import Worth
+from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.request_prefixes import RequestPrefixes
 from evenflow.memory.residency import Place, Residency, Stored
 
@@ -106,6 +107,11 @@ class RequestCopies:
     def is_arriving(self, request_id: RequestId) -> bool:
         """Return whether KV of a request is on its way to the device."""
         return request_id in self.residency.arrivals
+
+    def devalue(self, contents: Sequence[BlockHash], priority: int) -> None:
+        """Say that nobody is known to come back for a chain, which was kept at a priority."""
+        num_tokens = CHANCE_OF_STRANGER * self._block_size
+        self.residency.host.appraise(contents, Worth(urgency=-priority, num_tokens=num_tokens))
 
     def appraise(self, request: Request) -> None:
         """Say anew what the copies of a request are worth, because it has ended."""

@@ -10,7 +10,8 @@ Does not know: block tables; who holds a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from evenflow.core.ids import BlockId, RequestId
 from evenflow.core.request import Request
@@ -62,6 +63,12 @@ class RequestPrefixes:
             parent = chain.hash_at(num_full - 1, request.token_ids) if num_full else chain.root
             hashes.append(block_hash(parent, request.token_ids[num_tokens - num_rest : num_tokens]))
         return hashes
+
+    def num_found(self, contents: Iterable[BlockHash]) -> int:
+        """Return how many leading blocks of a chain are cached."""
+        return sum(
+            1 for _ in takewhile(lambda content: self._pool.find(content) is not None, contents)
+        )
 
     def find_tokens(self, token_ids: Sequence[int], cache_salt: str) -> list[BlockId]:
         """Return the cached blocks of a token sequence that is no request's."""

@@ -97,8 +97,12 @@ class TransferStats:
 
 
 @dataclass(slots=True, frozen=True)
-class _Store:
+class _Write:
+    """A store or a spill, and the host blocks that a spill reads."""
+
+    tier: LowerTier
     block_ids: list[BlockId]
+    host_ids: list[BlockId] = field(default_factory=list)
 
 
 @dataclass(slots=True, frozen=True)
@@ -106,12 +110,6 @@ class _Load:
     tier: LowerTier
     block_ids: list[BlockId]
     arrival: Arrival
-
-
-@dataclass(slots=True, frozen=True)
-class _Spill:
-    host_ids: list[BlockId]
-    disk_ids: list[BlockId]
 
 
 class Residency:
@@ -149,9 +147,9 @@ class Residency:
         self._tiers = [host] if disk is None else [host, disk]
         self._by_group = by_group
         self._keep_copies = keep_copies
-        self._jobs: dict[Ticket, _Store | _Load | _Spill] = {}
-        # Host blocks that are being written, and by what.
-        self._writer: dict[BlockId, Ticket] = {}
+        self._jobs: dict[Ticket, _Write | _Load] = {}
+        # What is being written, and by what.
+        self._writer: dict[Place, Ticket] = {}
         self._spillable: deque[BlockHash] = deque(maxlen=_MAX_SPILLABLE)
 
     @property
@@ -184,25 +182,28 @@ class Residency:
             tenant_id: whose they are.
             worth: of the copies.
         """
-        find = self.host.find
+        places = [self.host.find(content) for content in contents]
+        clean = [place for place in places if place is not None]
         dirty = [
             (content, block_id)
-            for content, block_id in zip(contents, block_ids, strict=True)
-            if find(content) is None
+            for content, block_id, place in zip(contents, block_ids, places, strict=True)
+            if place is None
         ]
+        # What there is of the chain must not make room for the rest of it.
+        self.host.hold(clean)
         extents = self.host.reserve([content for content, _ in dirty], tenant_id)
+        self.host.release(clean)
         host_ids = _block_ids(extents)
         written = dirty[: len(host_ids)]
         ticket = None
         if written:
             sources = coalesce(block_id for _, block_id in written)
             ticket = self._submit(Tier.DEVICE, Tier.HOST, sources, extents)
-            self._jobs[ticket] = _Store(host_ids)
-            self._writer.update(dict.fromkeys(host_ids, ticket))
+            self._note_write(ticket, _Write(self.host, host_ids))
             if self.disk is not None:
                 self._spillable.extend(content for content, _ in written)
         self.host.appraise(contents, worth)
-        return Stored(len(contents) - len(dirty), len(written), len(dirty) - len(written), ticket)
+        return Stored(len(clean), len(written), len(dirty) - len(written), ticket)
 
     def find(self, contents: Iterable[BlockHash]) -> list[Place]:
         """Return where the leading blocks of a chain can be loaded from, up to the first gap."""
@@ -245,9 +246,8 @@ class Residency:
                 continue
             held = [at for at, _ in pairs]
             tier.hold(held)
-            after = [*in_the_way]
-            if tier is self.host:
-                after += {self._writer[at]: None for at in held if at in self._writer}
+            writers = {self._writer[tier, at]: None for at in held if (tier, at) in self._writer}
+            after = [*in_the_way, *writers]
             ticket = self._submit(
                 tier.tier, Tier.DEVICE, coalesce(held), coalesce(to for _, to in pairs), after
             )
@@ -287,7 +287,7 @@ class Residency:
         disk = self.disk
         if disk is None or not self._spillable:
             return
-        if any(isinstance(job, _Spill) for job in self._jobs.values()):
+        if any(ticket.destination is Tier.DISK for ticket in self._jobs):
             return
         contents: list[BlockHash] = []
         host_ids: list[BlockId] = []
@@ -296,7 +296,7 @@ class Residency:
             host_id = self.host.find(content)
             if host_id is None or disk.find(content) is not None or content in contents:
                 continue
-            if host_id in self._writer:
+            if (self.host, host_id) in self._writer:
                 self._spillable.appendleft(content)
                 break
             contents.append(content)
@@ -307,7 +307,7 @@ class Residency:
             del host_ids[len(disk_ids) :]
             self.host.hold(host_ids)
             ticket = self._submit(Tier.HOST, Tier.DISK, coalesce(host_ids), extents)
-            self._jobs[ticket] = _Spill(host_ids, disk_ids)
+            self._note_write(ticket, _Write(disk, disk_ids, host_ids))
 
     def distrust(self, contents: Iterable[BlockHash]) -> None:
         """Let nobody find these contents any more."""
@@ -334,11 +334,9 @@ class Residency:
             tier.check_integrity()
         if not set(self.transfers.in_flight) <= self._jobs.keys():
             raise IntegrityError("a ticket is in flight that nobody asked for")
-        writing = {
-            at for job in self._jobs.values() if isinstance(job, _Store) for at in job.block_ids
-        }
-        if writing != self._writer.keys():
-            raise IntegrityError("the blocks that are written are not those of the stores")
+        writes = [job for job in self._jobs.values() if isinstance(job, _Write)]
+        if {(job.tier, at) for job in writes for at in job.block_ids} != self._writer.keys():
+            raise IntegrityError("the blocks that are written are not those of stores and spills")
         for name, arrival in self.arrivals.items():
             pending = [ticket for ticket in arrival.tickets if ticket in self._jobs]
             if len(pending) != arrival.num_pending:
@@ -360,41 +358,37 @@ class Residency:
         self.stats.num_copies[source, destination] += len(copies)
         return ticket
 
+    def _note_write(self, ticket: Ticket, job: _Write) -> None:
+        self._jobs[ticket] = job
+        self._writer.update(((job.tier, at), ticket) for at in job.block_ids)
+
     def _settle(self, outcome: Outcome) -> None:
         job = self._jobs.pop(outcome.ticket)
         direction = outcome.ticket.source, outcome.ticket.destination
         self.stats.seconds[direction] += outcome.seconds
         self.stats.num_failures[direction] += outcome.failure is not None
-        if isinstance(job, _Store):
-            for block_id in job.block_ids:
-                del self._writer[block_id]
+        if isinstance(job, _Load):
+            job.arrival.num_pending -= 1
             if outcome.failure is not None:
-                self.host.abandon(job.block_ids)
-                self._spoil(job.block_ids, outcome.failure)
-            self.host.keep(job.block_ids)
-        elif isinstance(job, _Load):
-            arrival = job.arrival
-            arrival.num_pending -= 1
-            if outcome.failure is not None:
-                arrival.failure = outcome.failure
+                job.arrival.failure = outcome.failure
             if outcome.failure is not None or not self._keep_copies:
                 job.tier.abandon(job.block_ids)
             job.tier.release(job.block_ids)
-        else:
-            self.host.release(job.host_ids)
-            if self.disk is not None:
-                if outcome.failure is not None:
-                    self.disk.abandon(job.disk_ids)
-                self.disk.keep(job.disk_ids)
+            return
+        for block_id in job.block_ids:
+            del self._writer[job.tier, block_id]
+        self.host.release(job.host_ids)
+        if outcome.failure is not None:
+            job.tier.abandon(job.block_ids)
+            self._spoil(job, outcome.failure)
+        job.tier.keep(job.block_ids)
 
-    def _spoil(self, host_ids: Collection[BlockId], failure: str) -> None:
-        """A store has failed: so does every load that reads what it should have written."""
-        written = set(host_ids)
+    def _spoil(self, write: _Write, failure: str) -> None:
+        """A write has failed: so does every load that reads what it should have written."""
+        written = set(write.block_ids)
         for job in self._jobs.values():
-            if isinstance(job, _Load) and job.tier is self.host and written & set(job.block_ids):
+            if isinstance(job, _Load) and job.tier is write.tier and written & set(job.block_ids):
                 job.arrival.failure = failure
-            elif isinstance(job, _Spill) and written & set(job.host_ids) and self.disk is not None:
-                self.disk.abandon(job.disk_ids)
 
 
 def _block_ids(extents: Iterable[Extent]) -> list[BlockId]:

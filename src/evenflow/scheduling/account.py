@@ -1,7 +1,7 @@
 """Charges tenants for what their requests are given.
 
-    admitted ──promise──▶ ──settle, settle──▶ prompt computed ──▶ output, counted token by token
-                    └── ended ──withdraw──▶
+    admit ──▶ promised ──settle, settle──▶ prompt computed ──▶ output, counted token by token
+                  └── ended ──withdraw──▶
 
 Knows: requests and the ledger.
 Does not know: queues, weights.
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from evenflow.core.ids import RequestId
 from evenflow.core.request import Request
+from evenflow.fairness.counters import VirtualCounters
 from evenflow.fairness.service import Charges, ServiceLedger
 
 
@@ -21,16 +22,23 @@ class Account:
 
     Args:
         service: the ledger.
+        counters: told whose turn it was.
         charges: whether memory is charged, which takes a look at all running requests.
     """
 
-    def __init__(self, service: ServiceLedger, charges: Charges) -> None:
+    def __init__(self, service: ServiceLedger, counters: VirtualCounters, charges: Charges) -> None:
         self._service = service
+        self._counters = counters
         self._charges_memory = charges.held_token_s > 0
         self._promised: dict[RequestId, int] = {}
 
+    def admit(self, request: Request) -> None:
+        """It was the turn of a request's tenant, and it is going to be charged for the prompt."""
+        self._counters.take_turn(request.tenant_id)
+        self.promise(request)
+
     def promise(self, request: Request) -> None:
-        """A request was admitted: what its prompt lacks by now is going to be charged."""
+        """What the prompt of an admitted request lacks by now is going to be charged."""
         num_tokens = max(0, request.num_prompt_tokens - request.num_settled_tokens)
         more = num_tokens - self._promised.get(request.request_id, 0)
         self._promised[request.request_id] = num_tokens

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
 from heapq import heappop, heappush, heapreplace
 
 from evenflow.core.errors import IntegrityError
@@ -34,9 +33,6 @@ from evenflow.core.status import RequestStatus
 from evenflow.scheduling.policy import RankKey
 from evenflow.scheduling.scheduler import Scheduler
 
-NextToken = Callable[[Request], int]
-"""Returns the token of which a request's answer consists."""
-
 _ANY_TIME_S = 0.0  # for policies whose ranks do not change with time
 
 _Place = tuple[RankKey, int]  # no two requests have the same sequence number
@@ -45,21 +41,20 @@ _Place = tuple[RankKey, int]  # no two requests have the same sequence number
 class Coast:
     """Those who decode, and what will happen to them.
 
-    Whoever coasts must know that no request ends by a token, by a deadline or from outside. Until
-    it lands, those who coast lack tokens they were given.
+    Whoever coasts must know that no request ends by a token, by a deadline or from outside, and
+    that all tokens of an answer are alike. Until it lands, those who coast lack tokens they were
+    given.
 
     Args:
         scheduler: whose requests; all of them are up to date.
-        next_token: what they answer.
 
     Attributes:
         num_context_tokens: KV entries that they read and write in the next step.
         peak_blocks: most blocks in use at the end of a step so far.
     """
 
-    def __init__(self, scheduler: Scheduler, next_token: NextToken) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._next_token = next_token
         self._view = scheduler.view(_ANY_TIME_S)
         self._ended: list[Request] = []
         self.peak_blocks = 0
@@ -224,7 +219,7 @@ class Coast:
     def _write(self, request: Request, step: int) -> None:
         """Give a request its tokens up to those of a step."""
         num_tokens = self._base[request] + step - request.num_computed_tokens
-        request.token_ids += [self._next_token(request)] * num_tokens
+        request.token_ids += request.token_ids[-1:] * num_tokens
         request.num_computed_tokens += num_tokens
 
     def _place(self, request: Request) -> _Place:

@@ -119,11 +119,23 @@ class Swapper(Switcher):
         own_delay = max(step_s - load_s, 0.0) / gap_s
         return self._load_choice.beside(self._slowdown * delay + own_delay, delay)
 
-    def wait_for(self, requests: Collection[Request]) -> None:
-        """Let everybody wait until requests have arrived; `landed` returns them then."""
+    def arriving_words(self, request: Request) -> str:
+        """Say what is on its way to a request that was just entered."""
+        arrival = self._residency.arrivals[request.request_id]
+        tiers = " and ".join(dict.fromkeys(ticket.source.value for ticket in arrival.tickets))
+        return f"{counted(arrival.num_blocks, 'block')} loaded from {tiers}"
+
+    def wait_for(self, requests: Collection[Request]) -> float:
+        """Let everybody wait until requests have arrived, so that `landed` returns them.
+
+        Returns:
+            Seconds for which everybody waited.
+        """
         arrivals = [self._residency.arrivals[request.request_id] for request in requests]
         tickets = [ticket for arrival in arrivals for ticket in arrival.tickets]
-        self.stall_s["swap_in"] += self._residency.transfers.wait(tickets)
+        waited_s = self._residency.transfers.wait(tickets)
+        self.stall_s["swap_in"] += waited_s
+        return waited_s
 
     def landed(self) -> dict[RequestId, Arrival]:
         """Return which requests have arrived, and how."""

@@ -120,8 +120,17 @@ class Switcher:
         """Return whether steps go on while a request that was just entered arrives."""
         return False
 
-    def wait_for(self, requests: Collection[Request]) -> None:
-        """Let everybody wait until requests have arrived; `landed` returns them then."""
+    def arriving_words(self, request: Request) -> str:
+        """Say what is on its way to a request that was just entered."""
+        return ""
+
+    def wait_for(self, requests: Collection[Request]) -> float:
+        """Let everybody wait until requests have arrived, so that `landed` returns them.
+
+        Returns:
+            Seconds for which everybody waited.
+        """
+        return 0.0
 
     def landed(self) -> dict[RequestId, Arrival]:
         """Return which requests have arrived, and how."""

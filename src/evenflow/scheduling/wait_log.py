@@ -67,12 +67,12 @@ class WaitLog:
     def timeline(self, request: Request, now_s: float) -> list[RequestEvent]:
         """Return a request's events, with what it has been queued for by now."""
         events = list(request.events)
-        if request.request_id in self._standstill.request_ids:
-            lacked = self._standstill.shares(request.request_id, now_s)
+        if request.request_id not in self._standstill.request_ids:
+            return events
+        if lacked := self._standstill.shares(request.request_id, now_s):
             index = max(i for i, e in enumerate(events) if e.kind is EventKind.QUEUED)
             parts = [events[index].cause, *(f"{share:.3f} s for {r.value}" for r, share in lacked)]
-            reason = lacked[0][0] if lacked else None
-            events[index] = replace(events[index], cause=", ".join(parts), reason=reason)
+            events[index] = replace(events[index], cause=", ".join(parts), reason=lacked[0][0])
         return events
 
     def pause(self, requests: Iterable[Request], now_s: float) -> None:

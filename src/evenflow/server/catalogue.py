@@ -32,6 +32,7 @@ class Catalogue:
         self.latency = LatencyInstruments()
         self.tenants = TenantInstruments()
         self.memory = MemoryInstruments()
+        self.switching = SwitchInstruments()
         self.steps = StepInstruments()
         self.http = HttpInstruments()
 
@@ -149,6 +150,35 @@ class MemoryInstruments:
         )
         self.preemption_cost = _latency(
             "preemption_cost_seconds", "Time to get back what one preemption took.", "mode"
+        )
+
+
+class SwitchInstruments:
+    """Requests off the device and what brought them there and back."""
+
+    def __init__(self) -> None:
+        self.swapped = _gauge(
+            "num_requests_swapped", "Requests that lost their place and wait to return."
+        )
+        self.arriving = _gauge("num_requests_arriving", "Requests whose KV is being loaded.")
+        self.host = _gauge("kv_host_blocks", "KV blocks of the host, by what they hold.", "state")
+        self.host_usage = _gauge(
+            "cpu_cache_usage_perc", "Share of the host's KV blocks that hold copies (0-1)."
+        )
+        self.disk = _gauge("kv_disk_blocks", "KV blocks on disk, by what they hold.", "state")
+        self.bytes = _counter("kv_swap_bytes_total", "KV moved between tiers.", "direction")
+        self.copies = _counter(
+            "kv_swap_copies_total", "Runs of KV blocks moved between tiers.", "direction"
+        )
+        self.seconds = _counter(
+            "kv_swap_seconds_total", "Time that moving KV took by itself.", "direction"
+        )
+        self.failures = _counter("kv_swap_failures_total", "Transfers that failed.", "direction")
+        self.stalls = _counter(
+            "switch_stall_seconds_total", "Time that steps waited for moving KV.", "cause"
+        )
+        self.conflicts = _counter(
+            "switch_conflicts_total", "Transfers whose blocks a step was about to write into."
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from evenflow.engine.explain_store import EndedCompletion
-from evenflow.engine.process.messages import Snapshot
+from evenflow.engine.process.messages import Snapshot, Switching
 from evenflow.server.metrics import ServerMetrics
 from evenflow.server.windows import LatencyWindow, RateWindow
 
@@ -65,6 +65,7 @@ def live_state(
         },
         "step_ms": _step_ms(snapshot),
         "preemptions": int(counts.memory.preemptions.total),
+        "switching": None if snapshot is None else _switching(snapshot.switching),
         "live": list(live[:MAX_LIVE_REQUESTS]),
         "ended": [_ended(completion) for completion in ended],
     }
@@ -145,6 +146,17 @@ def _memory(snapshot: Snapshot, block_size: int) -> dict[str, object]:
         "block_size": block_size,
         "mean_extent_blocks": kv.mean_extent_blocks,
         "prefix_hit_ratio": kv.num_hit_tokens / max(1, kv.num_query_tokens),
+    }
+
+
+def _switching(now: Switching) -> dict[str, object]:
+    return {
+        "swapped": now.num_swapped,
+        "arriving": now.num_arriving,
+        "tiers": [
+            {"name": tier.tier, "num_blocks": tier.num_blocks, "kept": tier.num_kept}
+            for tier in now.tiers
+        ],
     }
 
 

@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from evenflow.engine.explain import Explanation, IntervalKind
 from evenflow.engine.outputs import RequestMetrics
-from evenflow.engine.process.messages import Snapshot, TenantState
+from evenflow.engine.process.messages import Snapshot, Switching, TenantState
 from evenflow.fairness.report import jain_index, service_gap
 from evenflow.server.catalogue import PREFIX, Catalogue
 from evenflow.server.windows import LatencyWindow, RateWindow
@@ -26,6 +26,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 ATTAINMENT_WINDOW_S = 300.0
 FAIRNESS_WINDOW_S = 30.0
 _WAITS_OF_ITS_OWN = frozenset({"tenant_limit", "sibling"})
+_MODES = {IntervalKind.RECOMPUTE: "recompute", IntervalKind.SWAP_IN: "swap"}
 _CUT_SHORT = frozenset({"abort", "error", "timeout"})
 
 
@@ -125,6 +126,7 @@ class ServerMetrics:
         self.snapshot = snapshot
         self._mirror_tenants(snapshot)
         self._mirror_memory(snapshot)
+        self._mirror_switching(snapshot.switching)
         self._mirror_steps(snapshot)
         now_s = snapshot.at_s
         for latency in (self.ttft, self.itl, self.e2e):
@@ -160,8 +162,8 @@ class ServerMetrics:
         for kind, seconds in explanation.totals.items():
             counts.latency.stage.observe(seconds, kind.value)
         for interval in explanation.intervals:
-            if interval.kind is IntervalKind.RECOMPUTE:
-                counts.memory.preemption_cost.observe(interval.duration_s, "recompute")
+            if interval.lost_to is not None and interval.kind in _MODES:
+                counts.memory.preemption_cost.observe(interval.duration_s, _MODES[interval.kind])
 
     def _mirror_tenants(self, snapshot: Snapshot) -> None:
         counts = self.counts
@@ -198,6 +200,25 @@ class ServerMetrics:
         counts.memory.mean_extent.set(kv.mean_extent_blocks)
         counts.memory.queries.replace({(): kv.num_query_tokens})
         counts.memory.hits.replace({(): kv.num_hit_tokens})
+
+    def _mirror_switching(self, now: Switching) -> None:
+        counts = self.counts.switching
+        counts.swapped.set(now.num_swapped)
+        counts.arriving.set(now.num_arriving)
+        blocks = {"host": counts.host, "disk": counts.disk}
+        for tier in now.tiers:
+            blocks[tier.tier].set(tier.num_kept, "kept")
+            blocks[tier.tier].set(tier.num_blocks - tier.num_kept, "free")
+            if tier.tier == "host":
+                counts.host_usage.set(tier.num_kept / tier.num_blocks)
+        for link in now.links:
+            direction = (link.direction,)
+            counts.bytes.values[direction] = link.num_bytes
+            counts.copies.values[direction] = link.num_copies
+            counts.seconds.values[direction] = link.seconds
+            counts.failures.values[direction] = link.num_failures
+        counts.stalls.replace({(cause,): seconds for cause, seconds in now.stall_s.items()})
+        counts.conflicts.replace({(): now.num_conflicts})
 
     def _mirror_steps(self, snapshot: Snapshot) -> None:
         counts = self.counts

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 
+import numpy as np
+
 from evenflow.core.clock import VirtualClock
 from evenflow.core.request import Request
 from evenflow.execution.costs import CostModel, StepShape, shape_of
@@ -13,6 +15,9 @@ from evenflow.simulation.prompts import answer_token
 from evenflow.simulation.step_log import StepLog
 
 GAP_RESOLUTION_S = 1e-6
+
+_FEW_STEPS = 4
+"""So many steps are priced sooner one by one than together."""
 
 
 class SimulatedExecutor:
@@ -75,28 +80,38 @@ class SimulatedExecutor:
         Returns:
             The number of steps.
         """
-        step_s, log, gaps = self._costs.step_s, self._log, self.gaps
+        log, gaps = self._log, self.gaps
         now_s = self._clock.now_s()
         num_steps = 0
-        while num_steps < max_steps and now_s < until_s:
-            shape = StepShape((), num_decodes, num_context_tokens)
-            duration_s = step_s(shape)
+        for duration_s in self._price(num_decodes, num_context_tokens, max_steps, until_s - now_s):
+            if now_s >= until_s:
+                break
             if log is not None:
-                log.add(now_s, duration_s, shape)
+                log.add(now_s, duration_s, StepShape((), num_decodes, num_context_tokens))
+                num_context_tokens += num_decodes
             now_s += duration_s
             gaps[_ticks(now_s - self._last_s)] += num_decodes
             self._last_s = now_s
-            num_context_tokens += num_decodes
             num_steps += 1
         self._clock.advance_to(now_s)
         self.num_steps += num_steps
         self.num_tokens += num_steps * num_decodes
         return num_steps
 
-    @staticmethod
-    def answer(request: Request) -> int:
-        """Return the token of which a request's answer consists."""
-        return answer_token(request.request_id)
+    def _price(
+        self, num_decodes: int, num_context_tokens: int, max_steps: int, within_s: float
+    ) -> list[float]:
+        """Return how long steps of a coast take, as many as may begin within a time, or most."""
+        first_s = self._costs.step_s(StepShape((), num_decodes, num_context_tokens))
+        if max_steps * first_s > within_s:
+            max_steps = 1 + int(within_s / first_s)
+        stop = num_context_tokens + max_steps * num_decodes
+        if max_steps > _FEW_STEPS:
+            contexts = np.arange(num_context_tokens, stop, num_decodes)
+            return self._costs.decode_steps_s(num_decodes, contexts).tolist()
+        others = range(num_context_tokens + num_decodes, stop, num_decodes)
+        step_s = self._costs.step_s
+        return [first_s, *[step_s(StepShape((), num_decodes, context)) for context in others]]
 
     def note_gap(self, seconds: float) -> None:
         """Count a gap that only a part of was spent here."""

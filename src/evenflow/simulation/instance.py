@@ -116,7 +116,7 @@ class Instance:
         self.executor = SimulatedExecutor(costs, self.clock, self.log)
         self.engine = Engine(scheduler, self.executor, self.clock, limits, only_ends=True)
         self.peak_kv_blocks = 0
-        self._coast = Coast(scheduler, self.executor.answer)
+        self._coast = Coast(scheduler)
 
     def add(
         self,

@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 
 from evenflow.core.errors import ConfigError
-from evenflow.execution.costs.interpolation import Range, Surface
+from evenflow.execution.costs.interpolation import Floats, Range, Surface
 
 BatchPoint = tuple[int, int, int, int]
 """(chunk, history, decodes, context)."""
@@ -69,6 +69,10 @@ class LayerAttention:
     def decode_s(self, num_decodes: int, mean_context: float) -> float:
         """Return the seconds for decodes alone."""
         return self._decode(num_decodes, mean_context)
+
+    def decodes_s(self, num_decodes: int, mean_contexts: Floats) -> Floats:
+        """Return the same for several mean contexts, in ascending order."""
+        return self._decode.values_at(num_decodes, mean_contexts)
 
     def mixed_s(
         self, chunks: tuple[tuple[int, int], ...], num_decodes: int, mean_context: float

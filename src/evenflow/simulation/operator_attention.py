@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from evenflow.execution.costs.interpolation import Range, Surface
+from evenflow.execution.costs.interpolation import Floats, Range, Surface
 from evenflow.simulation.profile_tables import nearest_shape, read_table
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,10 @@ class OperatorAttention:
     def decode_s(self, num_decodes: int, mean_context: float) -> float:
         """Return the seconds for decodes alone."""
         return self._decode(num_decodes, mean_context)
+
+    def decodes_s(self, num_decodes: int, mean_contexts: Floats) -> Floats:
+        """Return the same for several mean contexts, in ascending order."""
+        return self._decode.values_at(num_decodes, mean_contexts)
 
     def mixed_s(
         self, chunks: tuple[tuple[int, int], ...], num_decodes: int, mean_context: float

@@ -19,7 +19,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
+
 from evenflow.core.errors import ConfigError
+from evenflow.execution.costs.interpolation import Value
 from evenflow.execution.costs.shape import StepShape
 from evenflow.simulation.collectives import ClosedFormCollectives, CollectiveCosts
 from evenflow.simulation.shapes import DeviceShape, ModelShape
@@ -82,6 +86,10 @@ class RooflineCosts:
         self._kv_bandwidth = device.bandwidth_bytes_per_s * efficiency.kv_bandwidth
         self._attention_launch_s = _ATTENTION_KERNELS * device.launch_s
         self._kv_bytes = model.kv_bytes_per_token_per_gpu(tp, model.num_layers)  # of one layer
+        self._decode_key_s = max(
+            self._pair_flops(is_decode=True) / self._attention_flops,
+            self._kv_bytes / self._kv_bandwidth,
+        )
         self._stage_layers = math.ceil(model.num_layers / pp)
         self._token_times: dict[int, float] = {}
         self._head_times: dict[int, float] = {}
@@ -101,14 +109,27 @@ class RooflineCosts:
         num_requests = len(shape.chunks) + shape.num_decodes
         if not num_requests:
             return 0.0
+        attention_s = self._attention_s(shape, min(self._pp, num_requests))
+        return self._around(attention_s, shape.num_tokens, num_requests)
+
+    def decode_steps_s(
+        self, num_decodes: int, num_context_tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the seconds of steps that only decode."""
+        keys_s = num_context_tokens * self._decode_key_s
+        attention_s = keys_s / min(self._pp, num_decodes) + self._attention_launch_s
+        return self._around(attention_s, num_decodes, num_decodes)
+
+    def _around(self, attention_s: Value, num_tokens: int, num_requests: int) -> Value:
+        """Return the time of steps with this time of one layer's attention."""
         num_parts = min(self._pp, num_requests)
-        num_tokens = math.ceil(shape.num_tokens / num_parts)
-        layer_s = self._token_s(num_tokens) + self._attention_s(shape, num_parts)
+        num_tokens = math.ceil(num_tokens / num_parts)
+        layer_s = self._token_s(num_tokens) + attention_s
         head_s = self._head_s(math.ceil(num_requests / num_parts))
-        seconds = self._pp * self._stage_layers * layer_s + num_parts * head_s
+        others_s = num_parts * head_s + self._overhead_s
         if self._pp > 1:
-            seconds += self._pp * self._send_s(num_tokens)
-        return seconds + self._overhead_s
+            others_s += self._pp * self._send_s(num_tokens)
+        return self._pp * self._stage_layers * layer_s + others_s
 
     def _attention_s(self, shape: StepShape, num_parts: int) -> float:
         """Return the time of one layer's attention, with the work of one of `num_parts` parts."""
@@ -122,10 +143,8 @@ class RooflineCosts:
             read_s = num_keys * self._kv_bytes / self._kv_bandwidth
             seconds += max(compute_s, read_s) / num_parts + self._attention_launch_s
         if shape.num_decodes:
-            num_keys = shape.num_decode_context_tokens
-            compute_s = num_keys * self._pair_flops(is_decode=True) / self._attention_flops
-            read_s = num_keys * self._kv_bytes / self._kv_bandwidth
-            seconds += max(compute_s, read_s) / num_parts + self._attention_launch_s
+            keys_s = shape.num_decode_context_tokens * self._decode_key_s
+            seconds += keys_s / num_parts + self._attention_launch_s
         return seconds
 
     def _pair_flops(self, *, is_decode: bool) -> int:

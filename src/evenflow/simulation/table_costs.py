@@ -13,8 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from evenflow.execution.costs import StepShape
-from evenflow.execution.costs.interpolation import Curve
+from evenflow.execution.costs.interpolation import Curve, Floats
 
 
 class Attention(Protocol):
@@ -22,6 +25,10 @@ class Attention(Protocol):
 
     def decode_s(self, num_decodes: int, mean_context: float) -> float:
         """Return the seconds for decodes alone that read `mean_context` KV entries each."""
+        ...
+
+    def decodes_s(self, num_decodes: int, mean_contexts: Floats) -> Floats:
+        """Return the same for several mean contexts, in ascending order."""
         ...
 
     def mixed_s(
@@ -65,6 +72,13 @@ class TableCosts:
             num_tokens, num_requests = shape.num_tokens, shape.num_requests
         return self._body(num_tokens) + self._head(num_requests) + self._num_layers * attention_s
 
+    def decode_steps_s(
+        self, num_decodes: int, num_context_tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the seconds of steps that only decode."""
+        attention_s = self._attention.decodes_s(num_decodes, num_context_tokens / num_decodes)
+        return self._body(num_decodes) + self._head(num_decodes) + self._num_layers * attention_s
+
 
 class LockstepCosts:
     """Replicas that share their experts, and so take every step together.
@@ -100,6 +114,17 @@ class LockstepCosts:
         slowest_s = max(self._replica.step_s(share) for share in shares)
         return slowest_s + self._experts_s(
             shape.num_tokens, max(share.num_tokens for share in shares)
+        )
+
+    def decode_steps_s(
+        self, num_decodes: int, num_context_tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the seconds of steps that only decode."""
+        (slowest,) = self._shares(StepShape((), num_decodes))
+        busiest = slowest.num_decodes
+        contexts = np.rint(num_context_tokens / num_decodes * busiest).astype(np.int64)
+        return self._replica.decode_steps_s(busiest, contexts) + self._experts_s(
+            num_decodes, busiest
         )
 
     def _shares(self, shape: StepShape) -> list[StepShape]:

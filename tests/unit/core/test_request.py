@@ -31,6 +31,12 @@ LEGAL = {
     ("PREEMPTED", "FINISHED_ABORTED"),
     ("PREEMPTED", "FINISHED_ERROR"),
     ("PREEMPTED", "FINISHED_EXPIRED"),
+    ("WAITING", "SWAPPING_IN"),
+    ("PREEMPTED", "SWAPPING_IN"),
+    ("SWAPPING_IN", "RUNNING"),
+    ("SWAPPING_IN", "FINISHED_ABORTED"),
+    ("SWAPPING_IN", "FINISHED_ERROR"),
+    ("SWAPPING_IN", "FINISHED_EXPIRED"),
 }
 
 
@@ -100,7 +106,7 @@ def test_record_preemption_merges_with_the_last_one_when_events_are_many() -> No
     request = make_request()
     for cycle in range(NUM_DETAILED_EVENTS):
         request.num_computed_tokens = cycle
-        request.record_preemption(10.0 * cycle, f"cause {cycle}")
+        request.record_preemption(WaitReason.RANK, 10.0 * cycle, f"cause {cycle}")
         request.record_wait(WaitReason.MEMORY, 10.0 * cycle + 1, "")
         request.record(EventKind.RESUMED, 10.0 * cycle + 2, "")
     assert len(request.events) <= NUM_DETAILED_EVENTS + 2
@@ -109,7 +115,15 @@ def test_record_preemption_merges_with_the_last_one_when_events_are_many() -> No
     assert [event.num_times for event in preempted[:-1]] == [1] * (len(preempted) - 1)
     last = preempted[-1]
     assert (last.at_s, last.num_tokens) == (10.0 * (len(preempted) - 1), NUM_DETAILED_EVENTS - 1)
-    assert last.cause == f"cause {NUM_DETAILED_EVENTS - 1}"
+    assert (last.cause, last.reason) == (f"cause {NUM_DETAILED_EVENTS - 1}", WaitReason.RANK)
+
+
+def test_record_preemption_remembers_the_furthest_reach_when_it_merges() -> None:
+    request = make_request()
+    for cycle in range(2 * NUM_DETAILED_EVENTS):
+        request.num_computed_tokens = 500 if cycle == NUM_DETAILED_EVENTS else 7
+        request.record_preemption(WaitReason.MEMORY, float(cycle), "")
+    assert request.events[-1].num_tokens == 500
 
 
 def test_record_pause_stops_when_events_are_many() -> None:

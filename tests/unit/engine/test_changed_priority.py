@@ -81,7 +81,7 @@ def test_steps_are_not_taken_together_until_a_changed_priority_was_looked_at(
     engine.step()
 
     def coast() -> Coast:
-        return Coast(engine.scheduler, lambda _: 0)
+        return Coast(engine.scheduler)
 
     before = coast()
     assert before.max_steps() > 0

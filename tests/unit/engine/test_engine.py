@@ -11,6 +11,7 @@ from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine
 from evenflow.engine.outputs import CompletionOutput, Delta, RequestMetrics
 from evenflow.scheduling.plan import StepPlan, StepResult, TokenLogprobs
+from support.preempting import preempt
 from support.text_engine import END, EXECUTE_S, make_text_engine, spell, tokenizer
 
 Completions = dict[tuple[str, int], CompletionOutput]
@@ -354,7 +355,7 @@ def test_prompt_logprobs_come_whole_and_once_with_the_first_token(length: int) -
     while engine.has_work:
         deltas += engine.step()
         if len(deltas) == 2:  # recomputing the prompt scores it again
-            engine.scheduler._preempt(engine.scheduler.requests["a"], 0.0, "the test says so")
+            preempt(engine.scheduler, engine.scheduler.requests["a"])
     assert [entry.token_id for entry in deltas[0].prompt_logprobs or ()] == prompt[1:]
     assert [delta.prompt_logprobs is None for delta in deltas] == [False, True, True, True]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -12,7 +14,9 @@ from evenflow.engine.explain import Explanation, explain
 from evenflow.engine.explain_store import ExplainStore
 from evenflow.engine.outputs import Delta
 from evenflow.scheduling.plan import StepPlan, StepResult
+from evenflow.scheduling.switching import SwitchOptions
 from support.scripted_engine import RecordingExecutor, make_engine
+from support.slow_tiers import HOST_BLOCK_S, slow_tiers
 
 
 def told(*events: RequestEvent, now_s: float | None = None) -> Explanation:
@@ -207,7 +211,7 @@ def test_explain_counts_preemptions_that_were_merged() -> None:
     events = [
         at(EventKind.SCHEDULED, 10.0),
         at(EventKind.FIRST_TOKEN, 10.5, num_tokens=3),
-        at(EventKind.PREEMPTED, 11.0, num_tokens=5, num_times=7),
+        at(EventKind.PREEMPTED, 11.0, reason=WaitReason.MEMORY, num_tokens=5, num_times=7),
         at(EventKind.FINISHED, 19.0, num_tokens=0),
     ]
     assert "by giving up its memory 7 times" in told(*events).summary
@@ -227,7 +231,7 @@ def test_explain_blames_memory_when_preemptions_cost_the_most() -> None:
         at(EventKind.QUEUED, 10.0),
         at(EventKind.SCHEDULED, 10.0),
         at(EventKind.FIRST_TOKEN, 11.0, num_tokens=3),
-        at(EventKind.PREEMPTED, 11.5, num_tokens=5),
+        at(EventKind.PREEMPTED, 11.5, reason=WaitReason.MEMORY, num_tokens=5),
         at(EventKind.RESUMED, 12.5),
         at(EventKind.RECOMPUTED, 13.5, num_tokens=6),
         at(EventKind.FINISHED, 14.5, num_tokens=9),
@@ -235,6 +239,72 @@ def test_explain_blames_memory_when_preemptions_cost_the_most() -> None:
     assert told(*events).summary.startswith(
         "Lost 2.0 s of 4.5 s by giving up its memory once: raise --kv-cache-memory"
     )
+
+
+SWAPPED_LIFE = [
+    at(EventKind.SCHEDULED, 10.0),
+    at(EventKind.FIRST_TOKEN, 11.0, num_tokens=30),
+    at(EventKind.PREEMPTED, 12.0, "swap: x comes first", reason=WaitReason.RANK, num_tokens=39),
+    at(EventKind.SWAPPING_IN, 15.0, "3 blocks loaded from host"),
+    at(EventKind.RESUMED, 15.5, "39 of 40 tokens already have KV", num_tokens=39),
+    at(EventKind.RECOMPUTED, 15.75, num_tokens=1),
+    at(EventKind.FINISHED, 16.0, num_tokens=41),
+]
+
+
+def test_explain_calls_the_first_step_after_a_whole_swap_a_decode() -> None:
+    explanation = told(*SWAPPED_LIFE)
+    assert pieces(explanation)[2:] == [
+        ("preempted", 2.0, 5.0),
+        ("swap_in", 5.0, 5.5),
+        ("decode", 5.5, 5.75),
+        ("decode", 5.75, 6.0),
+    ]
+    assert [i.cause for i in explanation.intervals[2:4]] == [
+        "swap: x comes first",
+        "3 blocks loaded from host",
+    ]
+
+
+def test_explain_calls_what_could_not_be_loaded_recomputed() -> None:
+    failure = "16 of 40 tokens already have KV; loading more failed: checksum"
+    explanation = told(
+        *SWAPPED_LIFE[:4],
+        at(EventKind.RESUMED, 15.5, failure, num_tokens=16),
+        at(EventKind.RECOMPUTED, 16.5, num_tokens=24),
+        at(EventKind.FINISHED, 17.0, num_tokens=41),
+    )
+    interval = explanation.intervals[-2]
+    assert (interval.kind.value, interval.cause) == ("recompute", failure)
+    assert (interval.detail, interval.lost_to) == ("24 tokens", WaitReason.RANK)
+
+
+def test_explain_blames_rank_when_making_way_cost_the_most() -> None:
+    assert told(*SWAPPED_LIFE).summary == (
+        "Lost 3.5 s of 6.0 s by making way once for requests that come first: "
+        "give it a more urgent priority, or its tenant a larger weight."
+    )
+
+
+def test_explain_blames_what_took_more_when_places_were_lost_for_several_things() -> None:
+    again = [replace(event, at_s=event.at_s + 4) for event in SWAPPED_LIFE[2:]]
+    again[0] = replace(again[0], reason=WaitReason.MEMORY, at_s=15.875)
+    summary = told(*SWAPPED_LIFE[:-1], *again).summary
+    assert "by giving up its memory 2 times: raise --kv-cache-memory" in summary
+
+
+def test_explain_says_when_loading_took_the_most_without_any_loss() -> None:
+    explanation = told(
+        at(EventKind.QUEUED, 10.0),
+        at(EventKind.SWAPPING_IN, 10.0, "9 blocks loaded from disk"),
+        at(EventKind.SCHEDULED, 13.0, num_tokens=100),
+        at(EventKind.FIRST_TOKEN, 13.5, num_tokens=5),
+        at(EventKind.FINISHED, 14.0, num_tokens=106),
+    )
+    assert explanation.summary.startswith(
+        "Loaded KV for 3.0 s of 4.0 s (9 blocks loaded from disk)"
+    )
+    assert [i.lost_to for i in explanation.intervals] == [None] * 3
 
 
 class SlowExecutor(RecordingExecutor):
@@ -249,8 +319,8 @@ class SlowExecutor(RecordingExecutor):
         return super().execute(plan)
 
 
-def slow_engine(**options) -> Engine:
-    clock = VirtualClock()
+def slow_engine(clock: VirtualClock | None = None, **options) -> Engine:
+    clock = clock or VirtualClock()
     engine, _ = make_engine(clock=clock, **options)
     engine._executor = SlowExecutor(clock)
     return engine
@@ -280,6 +350,38 @@ def test_queued_request_knows_what_the_queue_stood_for() -> None:
         ("queued", 4.0, "no free seat among 1"),
     ]
     assert engine.explain("c") is None
+
+
+def test_preempted_request_knows_who_came_first_and_what_became_of_its_kv() -> None:
+    clock = VirtualClock()
+    engine = slow_engine(
+        clock,
+        policy="priority",
+        max_num_seqs=1,
+        residency=slow_tiers(clock, num_disk_blocks=64),
+        switching=SwitchOptions(
+            mode="swap", write_back=False, keep_head=False, prefetch=False, max_share=1000
+        ),
+    )
+    engine.add_request("low", [*range(14)], SamplingParams(max_tokens=8), priority=5)
+    engine.step()
+    engine.step()
+    engine.add_request("high", [7, 8, 9], SamplingParams(max_tokens=2), priority=1)
+    store = ExplainStore()
+    for delta in last_deltas(engine).values():
+        store.add(delta)
+    life = store.get("low")
+    away = [i for i in life.intervals if i.lost_to is not None]
+    assert [(i.kind.value, i.cause) for i in away] == [
+        (
+            "preempted",
+            "swap: high comes first; gave back 6 blocks, 0 of them clean, 4 written; "
+            "no free seat among 1",
+        ),
+        ("swap_in", "4 blocks loaded from host"),
+    ]
+    assert away[-1].duration_s == 4 * HOST_BLOCK_S
+    assert [i.kind.value for i in life.intervals if i.start_s >= away[-1].end_s] == ["decode"] * 2
 
 
 def test_queued_request_speaks_of_one_other_as_one() -> None:

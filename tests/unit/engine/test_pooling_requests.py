@@ -21,6 +21,7 @@ from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
 from evenflow.engine.outputs import Delta
+from support.preempting import preempt
 from support.scripted_engine import make_engine, scripted_token
 
 RAW = PoolingParams(normalize=False)
@@ -102,7 +103,7 @@ def test_pooling_request_starts_its_sum_again_when_it_was_preempted() -> None:
     for _ in range(3):
         engine.step()
     scheduler = engine.scheduler
-    scheduler._preempt(scheduler.running[0], 0.0, "the test says so")
+    preempt(scheduler, scheduler.running[0])
     (delta,) = run(engine)["e"]
     assert entries(delta) == mean(prompt(40))
     assert delta.metrics is not None

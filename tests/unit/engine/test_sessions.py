@@ -16,9 +16,11 @@ from evenflow.core.ids import TenantId
 from evenflow.core.request import Request
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine
-from evenflow.engine.sessions import SessionTable
+from evenflow.engine.sessions import Session, SessionTable
 from evenflow.memory.kv_cache_manager import KVCacheManager
+from evenflow.scheduling.switching import SwitchOptions
 from support.scripted_engine import make_engine
+from support.slow_tiers import slow_tiers
 
 ANN, BOB = TenantId("ann"), TenantId("bob")
 
@@ -33,10 +35,15 @@ def table(kv: KVCacheManager) -> SessionTable:
     return SessionTable(kv, max_pinned_blocks=8)
 
 
-def cache(kv: KVCacheManager, tokens: list[int]) -> None:
+def computed(tokens: list[int]) -> Request:
     request = Request("r", tokens, SamplingParams(), max_num_tokens=len(tokens))
-    assert kv.admit(request, 0) is not None
     request.num_computed_tokens = request.num_tokens
+    return request
+
+
+def cache(kv: KVCacheManager, tokens: list[int]) -> None:
+    request = computed(tokens)
+    assert kv.admit(request, 0) is not None
     kv.commit(request, request.num_tokens)
     kv.free(request.request_id)
 
@@ -204,11 +211,11 @@ def test_open_forgets_the_oldest_session_without_a_pin_when_there_are_too_many(
 ) -> None:
     table = SessionTable(kv, max_pinned_blocks=8, max_sessions=2)
     cache(kv, [*range(9)])
-    table.keep(table.open(ANN, 10.0, "pinned"), [*range(9)], "", 0.0)
+    table.keep(table.open(ANN, 10.0, "pinned"), computed([*range(9)]), 0.0)
     table.open(ANN, 10.0, "idle")
     third = table.open(ANN, 10.0, "third")
     assert [session.session_id for session in table] == ["pinned", "third"]
-    table.keep(third, [*range(9)], "", 0.0)
+    table.keep(third, computed([*range(9)]), 0.0)
     with pytest.raises(SessionLimitError, match="2 are open"):
         table.open(ANN, 10.0)
 
@@ -218,7 +225,7 @@ def test_pin_renews_what_has_expired_as_long_as_it_is_cached(
 ) -> None:
     cache(kv, [*range(9)])
     session = table.open(ANN, 10.0, "talk")
-    table.keep(session, [*range(9)], "", 0.0)
+    table.keep(session, computed([*range(9)]), 0.0)
     table.expire(10.0)
     assert kv.stats().num_pinned == 0
     table.pin(ANN, "talk", 20.0, ttl_s=100.0)
@@ -235,7 +242,7 @@ def test_pin_that_is_refused_changes_nothing(kv: KVCacheManager) -> None:
     table = SessionTable(kv, max_pinned_blocks=1)
     cache(kv, [*range(9)])
     session = table.open(ANN, 10.0, "talk")
-    table.keep(session, [*range(9)], "", 0.0)
+    table.keep(session, computed([*range(9)]), 0.0)
     assert session.refusal is not None
     with pytest.raises(PinLimitError):
         table.pin(ANN, "talk", 5.0, ttl_s=99.0)
@@ -247,24 +254,118 @@ def test_release_lets_go_and_a_late_request_pins_nothing(
 ) -> None:
     cache(kv, [*range(9)])
     session = table.open(ANN, 10.0, "talk")
-    table.keep(session, [*range(9)], "", 0.0)
+    table.keep(session, computed([*range(9)]), 0.0)
     table.release(ANN, "talk")
     assert kv.stats().num_pinned == 0
     table.open(ANN, 10.0, "talk")
-    table.keep(session, [*range(9)], "", 0.0)
+    table.keep(session, computed([*range(9)]), 0.0)
     assert kv.stats().num_pinned == 0
 
 
-def test_to_json_tells_how_long_the_pin_lasts(kv: KVCacheManager, table: SessionTable) -> None:
+def test_describe_tells_how_long_the_pin_lasts(kv: KVCacheManager, table: SessionTable) -> None:
     cache(kv, [*range(9)])
     session = table.open(ANN, 10.0, "talk")
-    table.keep(session, [*range(9)], "", 2.0)
-    assert session.to_json(5.0) == {
+    table.keep(session, computed([*range(9)]), 2.0)
+    assert table.describe(session, 5.0) == {
         "id": "talk",
         "tenant": "ann",
         "ttl_s": 10.0,
         "expires_in_s": 7.0,
         "num_tokens": 9,
         "num_pinned_tokens": 8,
+        "kept": {"device": 8},
         "refusal": None,
     }
+
+
+# With tiers below the device
+
+
+def engine_with_host(clock: VirtualClock, num_host_blocks: int = 64, **options) -> Engine:
+    engine, _ = make_engine(
+        clock=clock,
+        num_blocks=32,
+        max_model_len=64,
+        residency=slow_tiers(clock, num_host_blocks),
+        switching=SwitchOptions(mode="swap", prefetch=False, write_back=False),
+        **options,
+    )
+    return engine
+
+
+def kept(engine: Engine, session: Session) -> dict[str, int]:
+    """Return what of a session would be found where, once what is under way has landed."""
+    transfers = engine.scheduler.kv.residency.transfers
+    transfers.wait(list(transfers.in_flight))
+    engine.scheduler.switcher.landed()
+    engine.scheduler.check_integrity()
+    return engine.sessions.describe(session, 0.0)["kept"]
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_session_on_the_host_pins_nothing_and_is_loaded_for_the_next_turn(caching: bool) -> None:
+    engine = engine_with_host(VirtualClock(), enable_prefix_caching=caching)
+    session = engine.sessions.open("default", 60.0)
+    first = [*range(21)]
+    output, _ = turn(engine, "first", first, session_id=session.session_id)
+    assert engine.scheduler.kv.stats().num_pinned == session.num_pinned_tokens == 0
+    assert kept(engine, session) == ({"device": 24} if caching else {"host": 24})
+    flood(engine)
+    assert kept(engine, session) == {"host": 24}
+    _, num_cached = turn(engine, "second", [*first, *output, 7, 7], session_id=session.session_id)
+    assert num_cached == 24
+
+
+def test_session_on_the_host_says_what_was_given_up_since() -> None:
+    engine = engine_with_host(VirtualClock(), num_host_blocks=8)
+    one, other = (engine.sessions.open("default", 60.0) for _ in range(2))
+    turn(engine, "one", [*range(21)], session_id=one.session_id)
+    assert kept(engine, one) == {"device": 24}
+    turn(engine, "other", [*range(100, 121)], session_id=other.session_id)
+    flood(engine)
+    assert kept(engine, one) == {"host": 8}
+    assert kept(engine, other) == {"host": 24}
+
+
+def test_session_on_the_host_gives_way_to_others_when_its_time_is_over() -> None:
+    clock = VirtualClock()
+    engine = engine_with_host(clock, num_host_blocks=17)
+    old, short, newcomer = (engine.sessions.open("default", 10.0) for _ in range(3))
+    turn(engine, "old", [*range(53)], session_id=old.session_id)
+    assert old.expires_s == clock.now_s() + 10.0
+    clock.advance(10.0)
+    engine.expire(clock.now_s())
+    assert old.expires_s is None
+    assert kept(engine, old) == {"device": 56}, "nothing else needed the room so far"
+    for session, first, length in ((short, 100, 9), (newcomer, 200, 17)):
+        prompt = [*range(first, first + length)]
+        turn(engine, session.session_id, prompt, session_id=session.session_id)
+        assert kept(engine, session) == {"device": length + 3}
+    flood(engine)
+    assert kept(engine, old) == {"host": 36}, "the end of a chain goes first"
+    assert kept(engine, short) == {"host": 12}
+    assert kept(engine, newcomer) == {"host": 20}
+
+
+def test_pin_holds_a_session_on_the_device_though_there_is_a_host() -> None:
+    engine = engine_with_host(VirtualClock())
+    session = engine.sessions.open("default", 60.0, "talk")
+    tokens = [*range(21)]
+    output, _ = turn(engine, "first", tokens, session_id="talk")
+    engine.sessions.pin("default", "talk", 0.0)
+    flood(engine)
+    assert kept(engine, session) == {"device": 24}
+    turn(engine, "second", [*tokens, *output, 7, 7], session_id="talk")
+    assert session.num_pinned_tokens == 28, "the pin moves with the session"
+    engine.sessions.release("default", "talk")
+    assert engine.scheduler.kv.stats().num_pinned == 0
+
+
+def test_open_forgets_an_old_session_on_the_host_when_there_are_too_many() -> None:
+    engine = engine_with_host(VirtualClock())
+    engine.sessions = table = SessionTable(engine.scheduler.kv, max_pinned_blocks=8, max_sessions=2)
+    for name in ("first", "second"):
+        table.open("default", 60.0, name)
+        turn(engine, name, [*range(10)], session_id=name)
+    table.open("default", 60.0, "third")
+    assert [session.session_id for session in table] == ["second", "third"]

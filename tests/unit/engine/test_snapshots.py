@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from evenflow.core.clock import VirtualClock
 from evenflow.core.ids import TenantId
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.process.messages import (
     AddRequest,
     AdminCall,
     Command,
+    LinkUse,
     Output,
     Preemptions,
     Snapshot,
+    Switching,
+    TierUse,
 )
 from evenflow.engine.process.snapshots import SnapshotTaker
+from evenflow.scheduling.switching import SwitchOptions
 from support.engine_host import STEP_S, Desk
 from support.scripted_engine import make_engine
+from support.slow_tiers import BYTES_PER_BLOCK, HOST_BLOCK_S, slow_tiers
 
 
 def add(request_id: str, tenant: str, *, num_tokens: int, n: int = 1) -> AddRequest:
@@ -72,6 +78,37 @@ def test_snapshots_count_preemptions_from_the_start() -> None:
     total = sum(desk.engine.scheduler.preemption_counts.values())
     assert total > 0
     assert last.preemptions == [Preemptions("recompute", "memory", TenantId("blue"), total)]
+
+
+def test_snapshots_tell_who_is_off_the_device_and_what_was_moved() -> None:
+    clock = VirtualClock()
+    engine, _ = make_engine(
+        clock=clock,
+        policy="priority",
+        max_num_seqs=1,
+        residency=slow_tiers(clock, num_disk_blocks=64),
+        switching=SwitchOptions(mode="swap", timing="between", write_back=False, max_share=1000),
+    )
+    engine.add_request("low", [*range(14)], SamplingParams(max_tokens=8), priority=5)
+    engine.step()
+    engine.add_request("high", [7, 8, 9], SamplingParams(max_tokens=4), priority=1)
+    engine.step()
+    engine.step()
+    taker = SnapshotTaker(engine, clock)
+    switching = taker.take().switching
+    assert (switching.num_swapped, switching.num_arriving) == (1, 0)
+    assert switching.stall_s == {"swap_out": 4 * HOST_BLOCK_S}
+    assert switching.tiers == [TierUse("host", 64, 4), TierUse("disk", 64, 4)]
+    assert switching.links[0] == LinkUse(
+        "device_to_host", 4 * BYTES_PER_BLOCK, 1, 4 * HOST_BLOCK_S, 0
+    )
+    assert switching.links[1].direction == "host_to_disk"
+
+
+def test_snapshots_know_no_tiers_where_there_are_none() -> None:
+    engine, _ = make_engine()
+    switching = SnapshotTaker(engine, engine._clock).take().switching
+    assert switching == Switching()
 
 
 def test_handover_is_the_time_between_steps_while_work_waits() -> None:

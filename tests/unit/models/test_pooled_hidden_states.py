@@ -23,6 +23,7 @@ from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.models.registry import build_model
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
+from support.preempting import preempt
 
 RAW = PoolingParams(normalize=False)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
@@ -72,7 +73,7 @@ def finish(
         num_steps += 1
         scheduler = engine.scheduler
         if num_steps in preempt_at and scheduler.running:
-            scheduler._preempt(scheduler.running[-1], 0.0, "the test says so")
+            preempt(scheduler, scheduler.running[-1])
         scheduler.check_integrity()
     return embeddings, tokens
 

@@ -72,6 +72,14 @@ def test_live_state_agrees_with_the_counts_when_there_was_traffic() -> None:
         "emit": pytest.approx(0.1),
     }
     assert state["preemptions"] == 40
+    assert state["switching"] == {
+        "swapped": 3,
+        "arriving": 1,
+        "tiers": [
+            {"name": "host", "num_blocks": 200, "kept": 50},
+            {"name": "disk", "num_blocks": 1000, "kept": 10},
+        ],
+    }
     kv = state["kv"]
     assert kv["free"] + kv["used"] + kv["reserved"] + kv["evictable"] == kv["num_blocks"]
 
@@ -86,7 +94,7 @@ def test_live_state_tells_endings_apart_when_some_failed() -> None:
 
 def test_live_state_is_complete_json_when_nothing_has_happened() -> None:
     state = json.loads(json.dumps(state_of(new_metrics(), 100.0)))
-    assert state["kv"] is None
+    assert state["kv"] is state["switching"] is None
     assert state["latency"]["itl_ms"] == {"p50": None, "p90": None, "p99": None}
     assert state["step_ms"] == dict.fromkeys(("schedule", "execute", "update", "emit"))
     assert state["tenants"] == []

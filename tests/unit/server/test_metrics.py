@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from evenflow.engine.process.messages import Preemptions, StepSample
+from evenflow.engine.process.messages import (
+    LinkUse,
+    Preemptions,
+    StepSample,
+    Switching,
+    TierUse,
+)
 from evenflow.server.catalogue import PREFIX, Catalogue
 from evenflow.server.metrics import ServerMetrics
 from support.metrics_traffic import Traffic, ended_completion, snapshot
@@ -63,6 +69,7 @@ def test_metrics_split_a_latency_into_its_parts_when_a_completion_ends() -> None
     assert values["request_inference_time_seconds_sum{}"] == 1.5
     assert values["request_time_per_output_token_seconds_sum{}"] == 1.25 / 4
     assert values["preemption_cost_seconds_sum{mode=recompute}"] == 0.25
+    assert values["preemption_cost_seconds_sum{mode=swap}"] == 0.125
     assert values["request_success_total{finished_reason=stop}"] == 1
     assert values["prompt_tokens_cached_total{tenant=blue}"] == 16
     assert values["slo_requests_total{attained=true,slo=ttft,tenant=blue}"] == 1
@@ -74,7 +81,7 @@ def test_metrics_split_a_latency_into_its_parts_when_a_completion_ends() -> None
     }
     assert set(stages) == {
         f"request_stage_seconds_sum{{stage={stage}}}"
-        for stage in ("queued", "prefill", "decode", "preempted", "recompute")
+        for stage in ("queued", "prefill", "decode", "preempted", "swap_in", "recompute")
     }
     assert sum(stages.values()) == pytest.approx(2.0)
 
@@ -114,6 +121,43 @@ def test_metrics_mirror_the_engine_when_a_snapshot_comes() -> None:
     assert values["scheduler_step_seconds_sum{}"] == 0.0002
     assert values["kv_blocks{state=free}"] == 100
     assert values["kv_cache_usage_ratio{}"] == values["kv_cache_usage_perc{}"] == 0
+
+
+def test_metrics_mirror_what_was_moved_between_tiers() -> None:
+    metrics = new_metrics()
+    switching = Switching(
+        num_swapped=4,
+        num_arriving=2,
+        stall_s={"swap_in": 0.75, "conflict": 0.25},
+        num_conflicts=3,
+        tiers=[TierUse("host", 80, 20), TierUse("disk", 500, 499)],
+        links=[LinkUse("device_to_host", 9000, 7, 0.5, 1), LinkUse("disk_to_device", 10, 1, 2, 0)],
+    )
+    metrics.on_snapshot(snapshot(101.0, service={}, switching=switching))
+    values = exported(metrics)
+    expected = {
+        "num_requests_swapped{}": 4,
+        "num_requests_arriving{}": 2,
+        "switch_stall_seconds_total{cause=swap_in}": 0.75,
+        "switch_stall_seconds_total{cause=conflict}": 0.25,
+        "switch_conflicts_total{}": 3,
+        "kv_host_blocks{state=kept}": 20,
+        "kv_host_blocks{state=free}": 60,
+        "cpu_cache_usage_perc{}": 0.25,
+        "kv_disk_blocks{state=free}": 1,
+        "kv_swap_bytes_total{direction=device_to_host}": 9000,
+        "kv_swap_copies_total{direction=device_to_host}": 7,
+        "kv_swap_seconds_total{direction=disk_to_device}": 2,
+        "kv_swap_failures_total{direction=device_to_host}": 1,
+    }
+    assert {name: values[name] for name in expected} == expected
+
+
+def test_metrics_say_nothing_of_tiers_that_are_not_there() -> None:
+    metrics = new_metrics()
+    metrics.on_snapshot(snapshot(101.0, service={}))
+    names = {name.partition("{")[0] for name in exported(metrics)}
+    assert not names & {"kv_host_blocks", "kv_disk_blocks", "cpu_cache_usage_perc"}
 
 
 def test_metrics_forget_a_tenants_queue_when_it_is_empty() -> None:

@@ -66,7 +66,7 @@ def test_tracer_writes_one_span_with_the_usual_attributes_when_a_completion_ends
 def test_tracer_writes_a_child_per_interval_when_a_completion_ends() -> None:
     *children, span = spans_of()
     assert [child.name for child in children] == [
-        *("queued", "prefill", "decode", "preempted", "recompute", "decode")
+        *("queued", "prefill", "decode", "preempted", "swap_in", "recompute", "decode")
     ]
     assert all(child.parent == span.get_span_context() for child in children)
     starts = [child.start_time for child in children]

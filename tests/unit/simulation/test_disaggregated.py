@@ -11,11 +11,12 @@ from evenflow.simulation.disaggregated import InstancePool, simulate_disaggregat
 from evenflow.simulation.instance import SimulationSettings
 from evenflow.simulation.result import SimulationResult
 from evenflow.workloads.request import WorkloadRequest
+from support.step_costs import OneByOne
 
 SETTINGS = SimulationSettings(num_blocks=200, block_size=4, max_num_batched_tokens=512)
 
 
-class Costs:
+class Costs(OneByOne):
     """A second for a chunk, a tenth for a step of decodes."""
 
     description = "a test"

@@ -1,6 +1,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evenflow.core.errors import ConfigError
@@ -116,6 +117,14 @@ def test_mixed_step_adds_chunks_and_decodes(tmp_path: Path) -> None:
     attention = OperatorAttention(tmp_path, "gpu", Heads(4, 2, 16))
     both = attention.mixed_s(((16, 0),), 2, 64)
     assert both == pytest.approx(attention.mixed_s(((16, 0),), 0, 0) + attention.decode_s(2, 64))
+
+
+def test_decodes_take_the_same_at_once_and_one_by_one(tmp_path: Path) -> None:
+    write_operator_tables(tmp_path)
+    attention = OperatorAttention(tmp_path, "gpu", Heads(4, 2, 16))
+    contexts = np.arange(10.0, 600.0)
+    one_by_one = [attention.decode_s(3, context) for context in contexts.tolist()]
+    np.testing.assert_allclose(attention.decodes_s(3, contexts), one_by_one, rtol=1e-14)
 
 
 def test_attention_scales_the_nearest_heads_when_its_own_are_missing(

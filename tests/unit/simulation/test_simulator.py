@@ -18,12 +18,13 @@ from evenflow.simulation.result import REJECTED, SimulationResult
 from evenflow.simulation.simulator import simulate
 from evenflow.workloads.request import WorkloadRequest
 from evenflow.workloads.traces.recent import Recent
+from support.step_costs import OneByOne
 
 NUM_KV_TOKENS = 160
 SETTINGS = SimulationSettings(num_blocks=10, block_size=NUM_KV_TOKENS // 10)
 
 
-class Costs:
+class Costs(OneByOne):
     """Every step takes a tenth of a second."""
 
     description = "a test"

@@ -7,6 +7,7 @@ from typing import Any
 
 from evenflow.core.ids import TenantId
 from evenflow.core.request import Request
+from evenflow.core.status import RequestStatus
 from evenflow.engine.engine import Engine
 
 
@@ -42,7 +43,7 @@ def list_requests(engine: Engine, now_s: float, limit: int) -> list[dict[str, An
 
 def _describe(engine: Engine, request: Request, now_s: float) -> dict[str, Any]:
     last = request.events[-1]
-    waits = not engine.scheduler.kv.holds(request.request_id)
+    waits = request.status is not RequestStatus.RUNNING
     return {
         "id": request.request_id,
         "tenant": request.tenant_id,
@@ -88,21 +89,23 @@ def block_map(engine: Engine, now_s: float) -> dict[str, Any]:  # noqa: ARG001
 
 def list_sessions(engine: Engine, now_s: float) -> list[dict[str, Any]]:
     """Return all sessions."""
-    return [session.to_json(now_s) for session in engine.sessions]
+    return [engine.sessions.describe(session, now_s) for session in engine.sessions]
 
 
 def open_session(
     engine: Engine, now_s: float, tenant_id: TenantId, ttl_s: float, session_id: str | None
 ) -> dict[str, Any]:
     """Begin a session, under a made-up id if none is given."""
-    return engine.sessions.open(tenant_id, ttl_s, session_id).to_json(now_s)
+    session = engine.sessions.open(tenant_id, ttl_s, session_id)
+    return engine.sessions.describe(session, now_s)
 
 
 def pin_session(
     engine: Engine, now_s: float, tenant_id: TenantId, session_id: str, ttl_s: float | None
 ) -> dict[str, Any]:
-    """Keep a session's KV for its time to live from now on."""
-    return engine.sessions.pin(tenant_id, session_id, now_s, ttl_s).to_json(now_s)
+    """Keep a session's KV on the device for its time to live from now on."""
+    session = engine.sessions.pin(tenant_id, session_id, now_s, ttl_s)
+    return engine.sessions.describe(session, now_s)
 
 
 def release_session(

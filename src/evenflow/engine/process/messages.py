@@ -180,6 +180,58 @@ class Preemptions(msgspec.Struct, frozen=True):
     count: int
 
 
+class LinkUse(msgspec.Struct, frozen=True):
+    """What was moved from one tier to another since the start.
+
+    Attributes:
+        direction: such as "device_to_host".
+        num_bytes: bytes of KV.
+        num_copies: runs of blocks.
+        seconds: that these took by themselves.
+        num_failures: transfers that failed.
+    """
+
+    direction: str
+    num_bytes: int
+    num_copies: int
+    seconds: float
+    num_failures: int
+
+
+class TierUse(msgspec.Struct, frozen=True):
+    """How full a tier below the device is.
+
+    Attributes:
+        tier: "host" or "disk".
+        num_blocks: blocks it holds.
+        num_kept: blocks whose content can be found.
+    """
+
+    tier: str
+    num_blocks: int
+    num_kept: int
+
+
+class Switching(msgspec.Struct, frozen=True):
+    """Requests on their way off the device and back.
+
+    Attributes:
+        num_swapped: completions that lost their place and wait to return.
+        num_arriving: completions whose KV is being loaded.
+        stall_s: seconds for which steps had to wait since the start, by cause.
+        num_conflicts: transfers that a step waited for because it wrote into their blocks.
+        tiers: those below the device.
+        links: those between tiers, as far as anything was moved.
+    """
+
+    num_swapped: int = 0
+    num_arriving: int = 0
+    stall_s: dict[str, float] = {}
+    num_conflicts: int = 0
+    tiers: list[TierUse] = []
+    links: list[LinkUse] = []
+
+
 class Snapshot(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """How the engine stands: sent every quarter of a second while it works, else every second.
 
@@ -189,6 +241,7 @@ class Snapshot(msgspec.Struct, tag=True, frozen=True, kw_only=True):
         tenants: those with requests now, or with service since the start.
         kv: where the blocks are.
         preemptions: cumulative.
+        switching: what becomes of preempted requests.
         steps: the steps since the last snapshot.
         num_steps: steps since the start.
         step_s: seconds in each verb since the start, by name.
@@ -199,6 +252,7 @@ class Snapshot(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     tenants: dict[TenantId, TenantState]
     kv: KVCacheStats
     preemptions: list[Preemptions]
+    switching: Switching
     steps: list[StepSample]
     num_steps: int
     step_s: dict[str, float]

@@ -5,8 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, astuple
 
 from evenflow.core.clock import Clock
+from evenflow.core.status import RequestStatus
 from evenflow.engine.engine import Engine
-from evenflow.engine.process.messages import Preemptions, Snapshot, StepSample, TenantState
+from evenflow.engine.process.messages import (
+    LinkUse,
+    Preemptions,
+    Snapshot,
+    StepSample,
+    Switching,
+    TenantState,
+    TierUse,
+)
+from evenflow.memory.residency import Residency
+from evenflow.scheduling.scheduler import Scheduler
 
 _BUSY_S = 0.25
 _IDLE_S = 1.0
@@ -74,7 +85,43 @@ class SnapshotTaker:
                 Preemptions(mode, reason, tenant_id, count)
                 for (mode, reason, tenant_id), count in scheduler.preemption_counts.items()
             ],
+            switching=_switching(scheduler),
             steps=steps,
             num_steps=engine.times.num_steps,
             step_s={verb: times[f"{verb}_s"] for verb in ("schedule", "execute", "update", "emit")},
         )
+
+
+def _switching(scheduler: Scheduler) -> Switching:
+    switcher, residency = scheduler.switcher, scheduler.kv.residency
+    statuses = [request.status for request in scheduler.requests.values()]
+    return Switching(
+        num_swapped=statuses.count(RequestStatus.PREEMPTED),
+        num_arriving=len(scheduler.arriving),
+        stall_s=dict(switcher.stall_s),
+        num_conflicts=switcher.num_conflicts,
+        tiers=[] if residency is None else _tiers(residency),
+        links=[] if residency is None else _links(residency),
+    )
+
+
+def _tiers(residency: Residency) -> list[TierUse]:
+    return [
+        TierUse(tier.tier.value, tier.num_blocks, tier.num_kept)
+        for tier in (residency.host, residency.disk)
+        if tier is not None
+    ]
+
+
+def _links(residency: Residency) -> list[LinkUse]:
+    stats, bytes_per_block = residency.stats, residency.transfers.bytes_per_block
+    return [
+        LinkUse(
+            f"{link[0].value}_to_{link[1].value}",
+            num_blocks * bytes_per_block,
+            stats.num_copies[link],
+            stats.seconds[link],
+            stats.num_failures[link],
+        )
+        for link, num_blocks in stats.num_blocks.items()
+    ]

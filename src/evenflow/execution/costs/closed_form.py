@@ -102,6 +102,18 @@ class ClosedFormCosts:
             seconds += self.overhead_per_context_token_s * shape.num_context_tokens
         return seconds + self.overhead_s
 
+    def decode_steps_s(
+        self, num_decodes: int, num_context_tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the seconds of steps that only decode."""
+        decode = self._decode(num_decodes)
+        seconds = (
+            decode.constant_s
+            + decode.per_context_token_s * num_context_tokens
+            + decode.per_request_s * num_decodes
+        )
+        return seconds + self.overhead_per_context_token_s * num_context_tokens + self.overhead_s
+
     def _decode(self, batch: int) -> DecodeCoefficients:
         chosen = self.decodes[0]
         for coefficients in self.decodes[1:]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from evenflow.execution.costs.shape import StepShape
 
 
@@ -19,5 +22,19 @@ class CostModel(Protocol):
         """Return the seconds of a step; 0 for one that computes nothing.
 
         A simulation asks for every step it takes, so an answer may cost some microseconds.
+        """
+        ...
+
+    def decode_steps_s(
+        self, num_decodes: int, num_context_tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the seconds of many steps that compute decodes and nothing else.
+
+        Args:
+            num_decodes: requests, at least one, the same in each step.
+            num_context_tokens: (steps,), KV entries that they read in each.
+
+        Returns:
+            (steps,), what `step_s` says of each step.
         """
         ...

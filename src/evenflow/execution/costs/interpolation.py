@@ -16,7 +16,14 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Value = TypeVar("Value", float, Floats)
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +72,7 @@ class Curve:
         steps = zip(
             self.arguments, self.arguments[1:], self._values, self._values[1:], strict=False
         )
+        self._points = np.array([self.arguments, self._values])
         # A slope of nothing after the last point: it is met exactly there, and only there.
         self._slopes = [(y1 - y0) / (x1 - x0) for x0, x1, y0, y1 in steps] + [0.0]
 
@@ -77,6 +85,15 @@ class Curve:
         if index < 0:
             return self._values[0]
         return self._values[index] + self._slopes[index] * (argument - self.arguments[index])
+
+    def values_at(self, arguments: Floats) -> Floats:
+        """Return the values at several arguments, in ascending order."""
+        values = np.interp(arguments, *self._points)
+        if arguments[-1] > self._last:
+            first = int(np.searchsorted(arguments, self._last, "right"))
+            self._measured.warn(float(arguments[first]), self._last)
+            values[first:] = self._values[-1] * arguments[first:] / self._last
+        return values
 
 
 class Surface:
@@ -102,19 +119,26 @@ class Surface:
 
     def __call__(self, row: float, column: float) -> float:
         """Return the value at (row, column)."""
+        return self._between_rows(row, lambda curve: curve(column))
+
+    def values_at(self, row: float, columns: Floats) -> Floats:
+        """Return the values in one row at several columns, in ascending order."""
+        return self._between_rows(row, lambda curve: curve.values_at(columns))
+
+    def _between_rows(self, row: float, value_on: Callable[[Curve], Value]) -> Value:
         rows, curves = self.rows, self._curves
         upper = bisect_right(rows, row)
         if upper == 0:
-            return curves[0](column)
+            return value_on(curves[0])
         lower = rows[upper - 1]
-        value = curves[upper - 1](column)
+        value = value_on(curves[upper - 1])
         if row == lower:
             return value
         if upper == len(rows):
             self._measured.warn(row, lower)
             return value * row / lower
         share = (row - lower) / (rows[upper] - lower)
-        return value + share * (curves[upper](column) - value)
+        return value + share * (value_on(curves[upper]) - value)
 
 
 def weighted_sum(parts: Iterable[tuple[float, Curve]], measured: Range) -> Curve:

@@ -16,6 +16,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from evenflow.core.errors import ConfigError
 from evenflow.execution.costs.interpolation import Curve, Range, Surface
 from evenflow.execution.costs.shape import StepShape
@@ -82,6 +85,13 @@ class MeasuredCosts:
             for new, before in chunks:
                 seconds += self._chunk_attention(new, _mean_keys(new, before))
         return seconds
+
+    def decode_steps_s(
+        self, num_decodes: int, num_context_tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the seconds of steps that only decode."""
+        keys = num_context_tokens / num_decodes
+        return self._base(num_decodes) + self._decode_attention.values_at(num_decodes, keys)
 
 
 def _mean_keys(new: int, before: int) -> float:

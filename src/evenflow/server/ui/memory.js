@@ -25,10 +25,11 @@ export class Memory {
   }
 
   /** Show a state; its memory is null until the engine has told of it. */
-  update({ kv }) {
+  update({ kv, switching }) {
     if (!kv) return;
     setText(byId("memory-size"), `${count(kv.num_blocks)} blocks of ${kv.block_size} tokens`);
     setText(byId("memory-extents"), `${kv.mean_extent_blocks.toFixed(1)} blocks per group`);
+    setText(byId("memory-tiers"), switching.tiers.map(tierText).join(""));
     setText(byId("blocks-free"), count(kv.free));
     setText(byId("blocks-used"), count(kv.used));
     setText(byId("blocks-reserved"), count(kv.reserved));
@@ -56,4 +57,9 @@ export class Memory {
     byId("focus-timeline").hidden = focus.request === null;
     setText(byId("focus-name"), focus.request ?? focus.tenant ?? "");
   }
+}
+
+/** How full a tier below the device is: " · host 120 of 4,000 blocks" */
+function tierText({ name, num_blocks: all, kept }) {
+  return ` · ${name} ${count(kept)} of ${count(all)} blocks`;
 }

@@ -57,7 +57,8 @@ const STATS = [
     id: "preemptions",
     label: "Preemptions",
     text: (state) => compact(state.preemptions),
-    note: () => "since the start",
+    note: ({ switching }) =>
+      `${count(switching?.swapped)} off the device, ${count(switching?.arriving)} arriving`,
   },
   {
     id: "finished",

@@ -6,7 +6,7 @@ import { byId, create, reconcile, setText, swatch } from "./dom.js";
 import { count, duration } from "./format.js";
 
 const USUAL_PREFIX = /^(chat)?cmpl-/; // says nothing where every row has it
-const ORDER = ["running", "waiting", "preempted"];
+const ORDER = ["running", "swapping_in", "waiting", "preempted"];
 
 export class Requests {
   /** @type {object[]} */
@@ -66,7 +66,7 @@ export class Requests {
 function updateRow(row, request) {
   const [, , status, prompt, output, blocks, age, waitingFor] = row.children;
   status.firstChild.dataset.status = request.status;
-  setText(status.firstChild, request.status);
+  setText(status.firstChild, request.status.replace("_", " "));
   setText(prompt, promptText(request));
   setText(output, count(request.num_output_tokens));
   setText(blocks, count(request.num_blocks));

@@ -7,7 +7,7 @@ import { duration, milliseconds, percent } from "./format.js";
 
 const REFRESH_MS = 1000;
 const LABELLED_SHARE = 0.09; // narrower intervals have no room for a name
-const LIVE = ["waiting", "running", "preempted"]; // every other status is how it ended
+const LIVE = ["waiting", "running", "preempted", "swapping_in"]; // every other status is how it ended
 
 export class Timeline {
   #refresh = null;

@@ -1,0 +1,204 @@
+"""Copies on two tiers against an oracle that knows what each content is made of.
+
+The machine plays memory manager and step: it writes blocks, gives them away as soon as they are
+sent for, writes into them again, and looks at what arrives. A block holds one slot, and the slot of
+content `c` holds the number `c`. Transfers take place as late as they may, so whoever is let into a
+range too early leaves a wrong number somewhere.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from evenflow.core.ids import BlockId, RequestId, TenantId
+from evenflow.memory.extents import coalesce
+from evenflow.memory.lower_tier import LowerTier, Worth
+from evenflow.memory.prefix_cache import BlockHash
+from evenflow.memory.residency import Arrival, Residency
+from evenflow.memory.transfers import Tier
+from support.slot_transfers import Slots, SlotTransfers
+
+NUM_DEVICE_BLOCKS = 14
+NUM_CHAINS = 5
+CHAIN_LENGTH = 7
+
+chains = st.integers(0, NUM_CHAINS - 1)
+lengths = st.integers(1, CHAIN_LENGTH)
+worths = st.builds(
+    Worth, is_awaited=st.booleans(), urgency=st.integers(-2, 2), num_tokens=st.integers(0, 3)
+)
+
+
+def numbers(chain: int, length: int) -> list[int]:
+    """Return what the first blocks of a chain hold; chains 0 and 1 begin alike."""
+    return [at if chain < 2 and at < 3 else 100 * (chain + 1) + at for at in range(length)]
+
+
+def named(number: int) -> BlockHash:
+    return BlockHash(number.to_bytes(2, "big"))
+
+
+class ResidencyMachine(RuleBasedStateMachine):
+    @initialize(
+        num_host_blocks=st.sampled_from([1, 4, 9, 40]),
+        num_disk_blocks=st.sampled_from([0, 2, 6, 40]),
+        tenant_share=st.sampled_from([0.3, 1.0]),
+        failure_rate=st.sampled_from([0.0, 0.0, 0.3]),
+        by_group=st.booleans(),
+        keep_copies=st.booleans(),
+        seed=st.integers(0, 1000),
+    )
+    def start(
+        self,
+        num_host_blocks: int,
+        num_disk_blocks: int,
+        tenant_share: float,
+        failure_rate: float,
+        by_group: bool,
+        keep_copies: bool,
+        seed: int,
+    ) -> None:
+        self.device: Slots = {}
+        self.transfers = SlotTransfers(self.device, 1, Random(seed), failure_rate=failure_rate)
+        self.host = LowerTier(Tier.HOST, num_host_blocks, tenant_share=tenant_share)
+        self.disk = LowerTier(Tier.DISK, num_disk_blocks) if num_disk_blocks else None
+        self.residency = Residency(
+            self.transfers, self.host, self.disk, by_group=by_group, keep_copies=keep_copies
+        )
+        self.free = [BlockId(block_id) for block_id in range(NUM_DEVICE_BLOCKS)]
+        # What lies on the device: the numbers, and where.
+        self.resident: list[tuple[list[int], list[BlockId]]] = []
+        self.arriving: dict[str, tuple[Arrival, list[int], list[BlockId]]] = {}
+        self.num_sent = 0
+
+    def take(self, num_blocks: int) -> list[BlockId]:
+        """Take the blocks that were freed last."""
+        return [self.free.pop() for _ in range(num_blocks)]
+
+    # ---- What memory does ----------------------------------------------------------------------
+
+    @rule(chain=chains, length=lengths)
+    def compute(self, chain: int, length: int) -> None:
+        content = numbers(chain, min(length, len(self.free)))
+        block_ids = self.take(len(content))
+        self.transfers.fence(self.residency.conflicts(coalesce(sorted(block_ids))))
+        self.device.update(
+            ((block_id, 0), number) for block_id, number in zip(block_ids, content, strict=True)
+        )
+        if content:
+            self.resident.append((content, block_ids))
+
+    @precondition(lambda self: self.resident)
+    @rule(at=st.integers(0, 20), leaves=st.booleans(), worth=worths, tenant=st.sampled_from("ab"))
+    def store(self, at: int, leaves: bool, worth: Worth, tenant: str) -> None:
+        at %= len(self.resident)
+        content, block_ids = self.resident[at]
+        names = [named(number) for number in content]
+        num_clean = self.residency.num_clean(names)
+        stored = self.residency.store(names, block_ids, TenantId(tenant), worth)
+        assert stored.num_clean == num_clean
+        assert stored.num_clean + stored.num_written + stored.num_left_out == len(content)
+        if leaves:
+            self.free += self.resident.pop(at)[1]
+
+    @precondition(lambda self: self.resident)
+    @rule(at=st.integers(0, 20))
+    def drop(self, at: int) -> None:
+        self.free += self.resident.pop(at % len(self.resident))[1]
+
+    @rule(chain=chains, length=lengths)
+    def load(self, chain: int, length: int) -> None:
+        content = numbers(chain, length)
+        places = self.residency.find(map(named, content))[: len(self.free)]
+        if not places:
+            return
+        block_ids = self.take(len(places))
+        name = str(self.num_sent)
+        self.num_sent += 1
+        arrival = self.residency.load(places, block_ids, RequestId(name))
+        assert not set(arrival.tickets) & set(self.residency.poll()[0])
+        self.arriving[name] = arrival, content[: len(places)], block_ids
+
+    @precondition(lambda self: self.arriving)
+    @rule(at=st.integers(0, 20))
+    def abort(self, at: int) -> None:
+        name = list(self.arriving)[at % len(self.arriving)]
+        self.residency.forget(RequestId(name))
+        self.free += self.arriving.pop(name)[2]
+
+    # ---- What time does ------------------------------------------------------------------------
+
+    @rule()
+    def poll(self) -> None:
+        _, arrived = self.residency.poll()
+        for name, arrival in arrived.items():
+            expected, content, block_ids = self.arriving.pop(name)
+            assert arrival is expected
+            if arrival.failure is None:
+                assert [self.device.get((block_id, 0)) for block_id in block_ids] == content
+                self.resident.append((content, block_ids))
+            else:
+                self.free += block_ids
+
+    @precondition(lambda self: self.arriving)
+    @rule(at=st.integers(0, 20))
+    def wait(self, at: int) -> None:
+        name = list(self.arriving)[at % len(self.arriving)]
+        self.transfers.wait(self.arriving[name][0].tickets)
+        self.poll()
+        assert name not in self.arriving
+
+    @rule()
+    def spill(self) -> None:
+        self.residency.spill()
+
+    # ---- What becomes of copies ----------------------------------------------------------------
+
+    @rule(chain=chains, length=lengths)
+    def distrust(self, chain: int, length: int) -> None:
+        names = [named(number) for number in numbers(chain, length)]
+        self.residency.distrust(names)
+        assert not any(self.residency.find([name]) for name in names)
+
+    @rule(chain=chains, length=lengths, worth=worths)
+    def appraise(self, chain: int, length: int, worth: Worth) -> None:
+        self.host.appraise([named(number) for number in numbers(chain, length)], worth)
+
+    @rule()
+    def clear(self) -> None:
+        self.residency.clear()
+
+    @invariant()
+    def integrity(self) -> None:
+        if hasattr(self, "residency"):
+            self.residency.check_integrity()
+
+    @invariant()
+    def everybody_has_what_is_theirs(self) -> None:
+        """Nothing that is on its way writes into a block that somebody computes with."""
+        for content, block_ids in getattr(self, "resident", ()):
+            assert [self.device.get((block_id, 0)) for block_id in block_ids] == content
+
+    def teardown(self) -> None:
+        if not hasattr(self, "residency"):
+            return
+        self.transfers.close()
+        self.poll()
+        assert not self.arriving
+        assert not self.residency.is_busy
+        assert self.host.num_unheld == self.host.num_blocks
+        assert self.disk is None or self.disk.num_unheld == self.disk.num_blocks
+        for chain in range(NUM_CHAINS):
+            for number in numbers(chain, CHAIN_LENGTH):
+                for tier, block_id in self.residency.find([named(number)]):
+                    assert self.transfers.stores[tier.tier][block_id, 0] == number
+
+
+ResidencyMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=50, deadline=None, derandomize=True
+)
+TestResidency = ResidencyMachine.TestCase
