@@ -157,12 +157,14 @@ def test_flushed_cache_gives_no_more_hits(server: ServerProcess) -> None:
     admin(server.address, "flush_prefix_cache")
 
 
-def test_session_keeps_its_kv_until_its_time_is_over(server: ServerProcess) -> None:
-    opened = call(server, "POST", "/sessions", {"session_id": "talk", "ttl_s": 1.0})
-    assert opened["id"] == "talk"
+def test_pin_keeps_a_session_on_the_device_until_its_time_is_over(server: ServerProcess) -> None:
+    opened = call(server, "POST", "/sessions", {"session_id": "talk", "ttl_s": 60})
+    assert (opened["id"], opened["kept"]) == ("talk", {})
     prompt = [9] * 3 * BLOCK_SIZE
     turn = generation(BLOCK_SIZE + 1, prompt=prompt, session_id="talk")
     assert post(server.address, COMPLETIONS, turn).status == 200
+    pinned = call(server, "POST", "/sessions/talk/pin", {"ttl_s": 1.0})
+    assert (pinned["num_pinned_tokens"], pinned["kept"]) == (64, {"device": 64})
     wait_for(lambda: kv(server)["pinned"] >= 4, "the turn is pinned")
     admin(server.address, "flush_prefix_cache")
     usage = post(server.address, COMPLETIONS, generation(2, prompt=prompt)).json()["usage"]
@@ -170,6 +172,7 @@ def test_session_keeps_its_kv_until_its_time_is_over(server: ServerProcess) -> N
     wait_for(lambda: kv(server)["pinned"] == 0, "its time is over, though nothing runs")
     [session] = call(server, "GET", "/sessions")["sessions"]
     assert session["num_pinned_tokens"] == 0
+    assert session["expires_in_s"] is None
     pinned = call(server, "POST", "/sessions/talk/pin", {"ttl_s": 60})
     assert pinned["num_pinned_tokens"] > 0
     call(server, "DELETE", "/sessions/talk")

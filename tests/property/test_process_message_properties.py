@@ -19,7 +19,7 @@ from evenflow.engine.limits import ModelLimits
 from evenflow.engine.outputs import Delta, RequestMetrics
 from evenflow.engine.process import messages
 from evenflow.engine.process.messages import Command, Output
-from evenflow.memory.kv_cache_manager import KVCacheStats
+from evenflow.memory.kv_cache_stats import KVCacheStats
 from evenflow.scheduling.plan import TokenLogprobs
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

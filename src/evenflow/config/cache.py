@@ -89,11 +89,18 @@ class CacheConfig(Area):
         _parse_amount(value)
         return value
 
-    @field_validator("kv_host_memory", "kv_disk_size")
+    @field_validator("kv_host_memory")
     @classmethod
     def _check_optional_amount(cls, value: str) -> str:
         if value != "0":
             _parse_amount(value)
+        return value
+
+    @field_validator("kv_disk_size")
+    @classmethod
+    def _check_bytes(cls, value: str) -> str:
+        if isinstance(_parse_amount(value), float):
+            raise ValueError("a ratio, and nothing says of what")
         return value
 
     @field_validator("kv_disk_path")

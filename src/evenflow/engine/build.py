@@ -90,6 +90,12 @@ class Runtime:
         while engine.has_work:
             engine.step()
 
+    def close(self) -> None:
+        """Give up what would keep others out: the files of the disk tier. Nothing runs any more."""
+        residency = self.engine.scheduler.kv.residency
+        if residency is not None:
+            residency.close()
+
     def compile_grammar(self, params: SamplingParams | PoolingParams) -> TokenGrammar | None:
         """Return the grammar that `Engine.add_request` needs for `params`, if they ask for one.
 

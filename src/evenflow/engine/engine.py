@@ -281,8 +281,7 @@ class Engine:
     def expire(self, now_s: float) -> None:
         """End what is over: requests whose deadline has passed, the pins of sessions.
 
-        A step begins with this, and the next one reports the requests; a host that takes no steps
-        calls it.
+        A step begins with this, and the next one reports the requests.
         """
         self.sessions.expire(now_s)
         if now_s < self._next_deadline_s:
@@ -298,6 +297,15 @@ class Engine:
                 self._retire(progress)
         deadlines = (progress.request.deadline_s for progress in self._live.values())
         self._next_deadline_s = min((at for at in deadlines if at is not None), default=math.inf)
+
+    def rest(self) -> bool:
+        """Do what there is to do without requests.
+
+        Returns:
+            Whether to call this again soon, because KV is being copied to a lower tier.
+        """
+        self.expire(self._clock.now_s())
+        return self.scheduler.switcher.rest()
 
     def explain(self, request_id: str) -> Explanation | None:
         """Say where the time of a live completion has gone; None if there is none of this id."""

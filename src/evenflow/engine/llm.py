@@ -54,6 +54,10 @@ class LLM:
         self._ids = (f"req-{number}" for number in itertools.count())
         self._inbox: dict[str, list[Delta]] = {}
 
+    def close(self) -> None:
+        """Give up the files of the disk tier, for others to use; nothing runs after this."""
+        self._runtime.close()
+
     @property
     def runtime(self) -> Runtime:
         """The engine with everything it was built from."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import BlockId, RequestId
@@ -26,6 +25,8 @@ from evenflow.memory.block_map import BlockRun, block_runs
 from evenflow.memory.block_pool import BlockPool
 from evenflow.memory.block_table import BlockTable
 from evenflow.memory.eviction import LRU, EvictionPolicy
+from evenflow.memory.forks import Forks
+from evenflow.memory.kv_cache_stats import KVCacheStats
 from evenflow.memory.pins import Pins
 from evenflow.memory.prefetcher import Prefetcher
 from evenflow.memory.prefix_cache import BlockHash
@@ -33,36 +34,6 @@ from evenflow.memory.request_copies import RequestCopies
 from evenflow.memory.request_prefixes import RequestPrefixes
 from evenflow.memory.residency import Residency
 from evenflow.memory.transfers import Tier
-
-
-@dataclass(slots=True, frozen=True)
-class KVCacheStats:
-    """Where the blocks are, and what the prefix cache was good for.
-
-    Attributes:
-        num_blocks: all of them, each counted in one of `num_free`, `num_used`, `num_reserved`,
-            `num_evictable` and `num_pinned`.
-        num_free: hold nothing.
-        num_used: held by requests for tokens they have.
-        num_reserved: held by requests for tokens to come; can be taken back.
-        num_evictable: held by nobody, kept for their content.
-        num_pinned: kept for their content until they are unpinned, and held by no request.
-        num_cached: content can be found, whether held or evictable.
-        mean_extent_blocks: blocks per extent over all block tables, 0 without tables.
-        num_query_tokens: tokens of admitted requests, those resumed after a preemption apart.
-        num_hit_tokens: how many of these came out of the prefix cache.
-    """
-
-    num_blocks: int
-    num_free: int
-    num_used: int
-    num_reserved: int
-    num_evictable: int
-    num_cached: int
-    mean_extent_blocks: float
-    num_query_tokens: int
-    num_hit_tokens: int
-    num_pinned: int
 
 
 class KVCacheManager:
@@ -78,6 +49,7 @@ class KVCacheManager:
 
     Attributes:
         copies: what there is of requests on tiers below the device, if there are any.
+        prefetcher: loads from there ahead of need; only with prefix caching.
     """
 
     def __init__(
@@ -97,21 +69,20 @@ class KVCacheManager:
         self._groups = BlockGroups(self._pool, block_size, initial_group_blocks)
         self._tables = self._groups.tables
         self._pins = Pins(self._pool)
+        self._forks = Forks(self._pool, self._groups, block_size)
         self._prefixes = RequestPrefixes(self._pool, block_size, is_shared=enable_prefix_caching)
         self.copies = (
             None
             if residency is None
             else RequestCopies(residency, self._prefixes, self._tables, block_size)
         )
-        self._prefetcher = (
+        self.prefetcher = (
             None
-            if residency is None
+            if residency is None or not enable_prefix_caching
             else Prefetcher(self._pool, self._groups, self._prefixes, residency, block_size)
         )
         # Computed tokens at which the next block of a request is full and can be registered.
         self._next_full: dict[RequestId, int] = {}
-        # Tokens before this may lie in blocks that a fork has too; dropped once written past.
-        self._shared_until: dict[RequestId, int] = {}
         self._num_query_tokens = 0
         self._num_hit_tokens = 0
 
@@ -138,7 +109,7 @@ class KVCacheManager:
     @property
     def has_shared_tables(self) -> bool:
         """Whether any request may have to copy before it writes, because of a fork."""
-        return bool(self._shared_until)
+        return bool(self._forks.shared_until)
 
     def holds(self, request_id: RequestId) -> bool:
         """Return whether the request has a block table."""
@@ -190,7 +161,7 @@ class KVCacheManager:
         """
         request_id, num_tokens = request.request_id, request.num_tokens
         if request_id in self._tables:
-            num_forked_tokens = min(self._shared_until.get(request_id, 0), num_tokens - 1)
+            num_forked_tokens = min(self._forks.shared_until.get(request_id, 0), num_tokens - 1)
             return num_forked_tokens if self.ensure(request_id, num_tokens) else None
 
         hits = self._find_prefix(request)
@@ -203,8 +174,8 @@ class KVCacheManager:
         num_hit_tokens = len(hits) * self.block_size
         if load and self.copies is not None:
             num_hit_tokens += self.copies.load(request, len(hits))
-        if self._prefetcher is not None:
-            self._prefetcher.forget(request_id)
+        if self.prefetcher is not None:
+            self.prefetcher.forget(request_id)
         if self.enable_prefix_caching and request.num_preemptions == 0:
             self._num_query_tokens += num_tokens
             self._num_hit_tokens += num_hit_tokens
@@ -216,26 +187,6 @@ class KVCacheManager:
             return 0
         num_tokens_here = len(self._find_prefix(request)) * self.block_size
         return self.copies.num_loadable_tokens(request, num_tokens_here)
-
-    def prefetch(self, request: Request, max_blocks: int) -> None:
-        """Load some of what a request that holds nothing will need, if there is room to spare.
-
-        Everybody who holds blocks is left a block to grow into.
-        """
-        if self._prefetcher is None or not self.enable_prefix_caching:
-            return
-        num_spare = self.num_available_blocks - len(self._tables)
-        if num_spare <= 0 or request.request_id in self._tables:
-            return
-        here = self._find_prefix(request)
-        num_blocks = min(max_blocks, num_spare - len(here))
-        if num_blocks > 0:
-            self._prefetcher.start(request, here, num_blocks)
-
-    def settle_prefetched(self) -> None:
-        """Let what was prefetched and has arrived be found."""
-        if self._prefetcher is not None:
-            self._prefetcher.settle()
 
     def short_of_room(self, requests: Iterable[Request]) -> list[Request]:
         """Return those of the requests that hold blocks, but not for all their tokens."""
@@ -270,28 +221,7 @@ class KVCacheManager:
             the order in which they were returned; None, with nothing changed, if there is not
             enough room to be had.
         """
-        shared_until = self._shared_until.get(request_id)
-        if shared_until is None:
-            return []
-        table = self._tables[request_id]
-        stop_shared = self.blocks_for(shared_until)
-        stop = min(self.blocks_for(first_token + num_tokens), stop_shared)
-        start = first_token // self.block_size
-        sources = {
-            index: block_id
-            for index, block_id in enumerate(table.ids[start:stop].tolist(), start)
-            if self._pool.ref_count(block_id) > 1 or self._pool.is_cached(block_id)
-        }
-        if len(sources) > self.num_available_blocks:
-            return None
-        extents = self._groups.take(len(sources))
-        destinations = [block_id for extent in extents for block_id in extent.block_ids]
-        for index, destination in zip(sources, destinations, strict=True):
-            table.replace(index, destination)
-        self._pool.release(sources.values())
-        if stop == stop_shared:
-            del self._shared_until[request_id]
-        return list(zip(sources.values(), destinations, strict=True))
+        return self._forks.prepare_write(request_id, first_token, num_tokens)
 
     def fork(self, parent_id: RequestId, child_id: RequestId, num_tokens: int) -> None:
         """Let a child hold the blocks with the first `num_tokens` tokens of its parent.
@@ -302,21 +232,11 @@ class KVCacheManager:
         Raises:
             IntegrityError: the child holds blocks already, or the parent has no such tokens.
         """
-        parent = self._tables[parent_id]
-        num_blocks = self.blocks_for(num_tokens)
-        if num_blocks > parent.num_used_blocks:
-            raise IntegrityError(
-                f"request {child_id} cannot share {num_tokens} tokens of {parent_id}",
-                why=f"that has room for {parent.capacity_tokens}",
-            )
-        shared: list[BlockId] = parent.ids[:num_blocks].tolist()
-        self._groups.create(child_id, shared, parent.max_num_blocks)
+        self._forks.fork(parent_id, child_id, num_tokens)
         num_full_blocks = num_tokens // self.block_size
         if self.enable_prefix_caching:
             self._prefixes.fork(parent_id, child_id, num_full_blocks)
         self._next_full[child_id] = self._next_full_after(num_full_blocks)
-        self._shared_until[child_id] = num_tokens
-        self._shared_until[parent_id] = max(num_tokens, self._shared_until.get(parent_id, 0))
 
     def commit(self, request: Request, num_computed_tokens: int) -> None:
         """Note that the KV of the first `num_computed_tokens` tokens is in memory.
@@ -342,11 +262,12 @@ class KVCacheManager:
         What is cached of it stays, evictable, until the room is needed.
         """
         self._prefixes.forget(request_id)
-        if self.copies is not None and self._prefetcher is not None:
+        if self.copies is not None:
             self.copies.forget(request_id)
-            self._prefetcher.forget(request_id)
+        if self.prefetcher is not None:
+            self.prefetcher.forget(request_id)
+        self._forks.forget(request_id)
         self._next_full.pop(request_id, None)
-        self._shared_until.pop(request_id, None)
         if request_id in self._tables:
             self._groups.drop(request_id)
 
@@ -466,15 +387,14 @@ class KVCacheManager:
         self._pool.check_integrity()
         self._pins.check_integrity()
         held = self._pins.counts
-        if self._prefetcher is not None:
-            held = held + self._prefetcher.held
+        if self.prefetcher is not None:
+            held = held + self.prefetcher.held
         self._groups.check_integrity(held)
+        self._forks.check_integrity()
         if self.copies is not None:
             self.copies.check_integrity()
         if self._next_full.keys() != self._tables.keys():
             raise IntegrityError("the requests that commit are not those that hold blocks")
-        if not self._shared_until.keys() <= self._tables.keys():
-            raise IntegrityError("a request that holds nothing is marked as sharing")
 
     def blocks_for(self, num_tokens: int) -> int:
         """Return how many blocks hold `num_tokens` tokens."""

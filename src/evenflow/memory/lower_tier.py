@@ -115,6 +115,10 @@ class Journal(Protocol):
         """Note that a block is about to be written again."""
         ...
 
+    def close(self) -> None:
+        """Let another process have what it remembers."""
+        ...
+
 
 class LowerTier:
     """Copies on one tier.
@@ -241,6 +245,11 @@ class LowerTier:
         before = list(self._pool.cached_ids)
         self._pool.empty_evictable()
         self._lose([block_id for block_id in before if self._pool.content_of(block_id) is None])
+
+    def close(self) -> None:
+        """Give up what outlives the process; nothing is read or written any more."""
+        if self._journal is not None:
+            self._journal.close()
 
     def check_integrity(self) -> None:
         """Recount everything by brute force.

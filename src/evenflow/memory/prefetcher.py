@@ -10,7 +10,6 @@ Does not know: who is next.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evenflow.core.ids import BlockId, RequestId
@@ -54,7 +53,7 @@ class Prefetcher:
         self._residency = residency
         self._block_size = block_size
         self._ahead: list[_Ahead] = []
-        # Leading blocks that were on the device or loaded ahead, of requests that have not come yet.
+        # Leading blocks that were here or loaded ahead, of requests that have not come yet.
         self._num_sent: dict[RequestId, int] = {}
 
     @property
@@ -62,17 +61,18 @@ class Prefetcher:
         """The blocks that are being loaded into."""
         return Counter(block_id for ahead in self._ahead for block_id in ahead.block_ids)
 
-    def start(self, request: Request, here: Sequence[BlockId], max_blocks: int) -> None:
-        """Send for full blocks of a request.
+    def start(self, request: Request, max_blocks: int) -> None:
+        """Send for full blocks of a request that holds nothing, if there is room to spare.
 
-        Args:
-            request: holds nothing.
-            here: its leading blocks that are on the device.
-            max_blocks: to load at most; so many are available beside those.
+        Everybody who holds blocks is left a block to grow into.
         """
+        num_spare = self._groups.num_available - len(self._groups.tables)
+        if num_spare <= 0 or request.request_id in self._groups.tables:
+            return
+        here = self._prefixes.find(request)
         num_blocks_here = len(here)
         num_full = (request.num_tokens - 1) // self._block_size
-        stop = min(num_full, num_blocks_here + max_blocks)
+        stop = min(num_full, num_blocks_here + max_blocks, num_spare)
         num_sent = self._num_sent.get(request.request_id, 0)
         if stop <= num_blocks_here or num_blocks_here < num_sent:
             return

@@ -20,7 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +29,7 @@ from evenflow.core.ids import BlockId, RequestId, TenantId
 from evenflow.memory.extents import Extent, coalesce, intersect
 from evenflow.memory.lower_tier import LowerTier, Worth
 from evenflow.memory.prefix_cache import BlockHash
+from evenflow.memory.transfer_stats import TransferStats
 from evenflow.memory.transfers import Copy, Outcome, Ticket, Tier, TransferEngine, overlapping
 
 Place = tuple[LowerTier, BlockId]
@@ -75,25 +76,6 @@ class Arrival:
     tickets: list[Ticket]
     num_pending: int = 0
     failure: str | None = None
-
-
-@dataclass(slots=True)
-class TransferStats:
-    """What was moved so far, by (source, destination).
-
-    Attributes:
-        num_blocks: blocks.
-        num_copies: runs of blocks.
-        seconds: time that the transfers took by themselves.
-        num_failures: tickets that failed.
-    """
-
-    num_blocks: Counter[tuple[Tier, Tier]] = field(default_factory=Counter)
-    num_copies: Counter[tuple[Tier, Tier]] = field(default_factory=Counter)
-    seconds: defaultdict[tuple[Tier, Tier], float] = field(
-        default_factory=lambda: defaultdict(float)
-    )
-    num_failures: Counter[tuple[Tier, Tier]] = field(default_factory=Counter)
 
 
 @dataclass(slots=True, frozen=True)
@@ -324,6 +306,14 @@ class Residency:
         for tier in self._tiers:
             tier.clear()
 
+    def close(self) -> None:
+        """Let what is in flight end and be recorded, then give up threads and files."""
+        self.transfers.wait(list(self.transfers.in_flight))
+        self.poll()
+        self.transfers.close()
+        for tier in self._tiers:
+            tier.close()
+
     def check_integrity(self) -> None:
         """Check that tickets, holds and arrivals agree.
 
@@ -354,8 +344,7 @@ class Residency:
         if not self._by_group:
             copies = [pair for copy in copies for pair in _single_blocks(copy)]
         ticket = self.transfers.submit(source, destination, copies, after=after)
-        self.stats.num_blocks[source, destination] += ticket.num_blocks
-        self.stats.num_copies[source, destination] += len(copies)
+        self.stats.note_submitted(ticket)
         return ticket
 
     def _note_write(self, ticket: Ticket, job: _Write) -> None:
@@ -364,9 +353,7 @@ class Residency:
 
     def _settle(self, outcome: Outcome) -> None:
         job = self._jobs.pop(outcome.ticket)
-        direction = outcome.ticket.source, outcome.ticket.destination
-        self.stats.seconds[direction] += outcome.seconds
-        self.stats.num_failures[direction] += outcome.failure is not None
+        self.stats.note_ended(outcome)
         if isinstance(job, _Load):
             job.arrival.num_pending -= 1
             if outcome.failure is not None:

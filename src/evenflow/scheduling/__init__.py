@@ -8,5 +8,6 @@ Invariants:
     Every running request that needs one token gets it in every step, unless memory forces it out;
     what is left of the budget goes to prefill, and some always is.
     No tenant runs more requests than it may; one that runs as many holds up nobody else.
-    Policies read views and return values; the scheduler alone changes requests.
+    Policies read views and return values; the scheduler, its door and its residents alone change
+    requests.
 """

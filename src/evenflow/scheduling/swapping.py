@@ -54,6 +54,7 @@ class Swapper(Switcher):
         super().__init__(kv, options)
         self._copies = copies
         self._residency = copies.residency
+        self._prefetcher = kv.prefetcher if options.prefetch else None
         self._store_choice = Choice()
         self._load_choice = Choice()
         # Requests, tokens and seconds of the last step, and whether anything was copied beside it.
@@ -142,8 +143,8 @@ class Swapper(Switcher):
         outcomes, arrived = self._residency.poll()
         for outcome in outcomes:
             self.costs.note_transfer(outcome)
-        if outcomes:
-            self._kv.settle_prefetched()
+        if outcomes and self._prefetcher is not None:
+            self._prefetcher.settle()
         self._learn(sum(outcome.seconds for outcome in outcomes))
         return arrived
 
@@ -170,6 +171,12 @@ class Swapper(Switcher):
             self._work_ahead(spare, next_up)
         residency.spill()
         self._is_step_beside = residency.is_busy
+
+    def rest(self) -> bool:
+        """Use the links while there are no requests; return whether anything is being moved."""
+        self.landed()
+        self._residency.spill()
+        return self._residency.is_busy
 
     def after_step(self, plan: StepPlan, seconds: float) -> None:
         """Remember how long a step took, to learn from it once it is known what was beside it."""
@@ -233,8 +240,8 @@ class Swapper(Switcher):
 
     def _work_ahead(self, spare: Iterable[Request], next_up: Callable[[], Request | None]) -> None:
         """Move blocks before they have to, while the links are idle."""
-        if self.options.prefetch and (request := next_up()) is not None:
-            self._kv.prefetch(request, _PREFETCH_BLOCKS)
+        if self._prefetcher is not None and (request := next_up()) is not None:
+            self._prefetcher.start(request, _PREFETCH_BLOCKS)
         left = _WRITE_BACK_BLOCKS if self.options.write_back else 0
         for request in spare:
             if left <= 0:

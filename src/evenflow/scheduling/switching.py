@@ -150,6 +150,10 @@ class Switcher:
             next_up: returns who is likely to enter next.
         """
 
+    def rest(self) -> bool:
+        """Use the links while there are no requests; return whether anything is being moved."""
+        return False
+
     def after_step(self, plan: StepPlan, seconds: float) -> None:
         """Learn from how long a step took."""
         num_requests = len(plan.requests) + len(plan.coasting)

@@ -78,7 +78,7 @@ class SimulatedExecutor:
             until_s: no step begins then or later.
 
         Returns:
-            The number of steps.
+            The number of steps; if they become shorter, more may follow.
         """
         log, gaps = self._log, self.gaps
         now_s = self._clock.now_s()
@@ -101,14 +101,18 @@ class SimulatedExecutor:
     def _price(
         self, num_decodes: int, num_context_tokens: int, max_steps: int, within_s: float
     ) -> list[float]:
-        """Return how long steps of a coast take, as many as may begin within a time, or most."""
+        """Return how long the steps of a coast take, as many as may begin within some time.
+
+        Their number is a guess from the first one, the shortest of a coast in any sound model.
+        """
         first_s = self._costs.step_s(StepShape((), num_decodes, num_context_tokens))
         if max_steps * first_s > within_s:
             max_steps = 1 + int(within_s / first_s)
         stop = num_context_tokens + max_steps * num_decodes
         if max_steps > _FEW_STEPS:
             contexts = np.arange(num_context_tokens, stop, num_decodes)
-            return self._costs.decode_steps_s(num_decodes, contexts).tolist()
+            prices: list[float] = self._costs.decode_steps_s(num_decodes, contexts).tolist()
+            return prices
         others = range(num_context_tokens + num_decodes, stop, num_decodes)
         step_s = self._costs.step_s
         return [first_s, *[step_s(StepShape((), num_decodes, context)) for context in others]]

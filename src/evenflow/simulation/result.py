@@ -14,7 +14,7 @@ import numpy.typing as npt
 from evenflow.core.ids import TenantId
 from evenflow.engine.explain import Explanation
 from evenflow.engine.outputs import RequestMetrics
-from evenflow.memory.kv_cache_manager import KVCacheStats
+from evenflow.memory.kv_cache_stats import KVCacheStats
 from evenflow.simulation.executor import GAP_RESOLUTION_S
 from evenflow.simulation.instance import Instance
 from evenflow.simulation.step_log import StepLog

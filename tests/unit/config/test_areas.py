@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -76,6 +78,61 @@ def test_kv_cache_bytes_reads_bytes_and_ratios(text: str, num_bytes: int) -> Non
 def test_kv_cache_memory_is_refused_when_it_is_no_amount(text: str) -> None:
     with pytest.raises(ValidationError, match="kv_cache_memory"):
         CacheConfig(kv_cache_memory=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("2GiB", 2 * GIB), ("0.25", 250), (0, 0), ("0", 0), ("1.0", 1000)]
+)
+def test_kv_host_bytes_reads_bytes_and_ratios_and_none(text: object, num_bytes: int) -> None:
+    assert CacheConfig(kv_host_memory=text).kv_host_bytes(free_bytes=1000) == num_bytes
+
+
+def test_kv_disk_bytes_reads_bytes() -> None:
+    assert CacheConfig(kv_disk_size="3GiB").kv_disk_bytes == 3 * GIB
+
+
+@pytest.mark.parametrize("text", ["", "none", "-1", "2.5", "0.0"])
+def test_kv_host_memory_is_refused_when_it_is_no_amount(text: str) -> None:
+    with pytest.raises(ValidationError, match="kv_host_memory"):
+        CacheConfig(kv_host_memory=text)
+
+
+@pytest.mark.parametrize("text", ["", "none", "-1", "0", "0.5", 0.5])
+def test_kv_disk_size_is_refused_when_it_is_no_bytes(text: object) -> None:
+    with pytest.raises(ValidationError, match="kv_disk_size"):
+        CacheConfig(kv_disk_size=text)
+
+
+def test_kv_disk_path_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert CacheConfig(kv_disk_path="~/kv").kv_disk_path == Path("/home/ann/kv")
+    assert CacheConfig().kv_disk_path is None
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01])
+def test_tenant_host_share_is_refused_when_it_is_no_share(share: float) -> None:
+    with pytest.raises(ValidationError, match="tenant_host_share"):
+        CacheConfig(tenant_host_share=share)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("preemption_mode", "swop"), ("swap_timing", "later"), ("max_switch_share", 0)],
+)
+def test_switching_is_refused_when_it_is_out_of_range(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        SchedulerConfig(**{name: value})
+
+
+def test_every_mechanism_of_switching_is_on_by_default_and_can_be_turned_off() -> None:
+    parts = {
+        CacheConfig: ("keep_host_copies", "swap_by_group"),
+        SchedulerConfig: ("swap_write_back", "swap_keep_head", "swap_prefetch"),
+    }
+    for area, names in parts.items():
+        for name in names:
+            assert getattr(area(), name) is True
+            assert getattr(area(**{name: False}), name) is False
 
 
 def test_step_budget_is_refused_when_decodes_could_take_all_of_it() -> None:

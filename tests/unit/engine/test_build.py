@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from evenflow.config import load_config
-from evenflow.core.errors import ConfigError, KVMemoryError
+from evenflow.core.errors import ConfigError, KVDiskError, KVMemoryError
 from evenflow.core.ids import TenantId
+from evenflow.core.sampling import SamplingParams
 from evenflow.engine import build
 from evenflow.engine.build import Runtime, build_runtime
+from evenflow.scheduling.switching import SwitchOptions
 from support.gguf_files import write_tiny
 from support.small_tokenizers import byte_level_backend
 
@@ -76,6 +78,86 @@ def test_build_runtime_takes_a_number_of_blocks_whatever_memory_is_free(
         start(directory, load_format="dummy")
     runtime = start(directory, load_format="dummy", num_blocks_override=8)
     assert runtime.kv_plan.num_blocks == 8
+
+
+def start_with_tiers(directory: Path, **settings: Any) -> Runtime:
+    kv = {"num_blocks_override": 8, "kv_host_memory": "64KiB", **settings}
+    return start(directory, load_format="dummy", **kv)
+
+
+def test_build_runtime_passes_every_setting_of_switching_on(directory: Path) -> None:
+    settings = {
+        "preemption_mode": "swap",
+        "swap_timing": "beside",
+        "swap_write_back": False,
+        "swap_keep_head": False,
+        "swap_prefetch": False,
+        "max_switch_share": 0.25,
+    }
+    scheduler = start_with_tiers(directory, **settings).engine.scheduler
+    assert scheduler.switcher.options == SwitchOptions(
+        mode="swap",
+        timing="beside",
+        write_back=False,
+        keep_head=False,
+        prefetch=False,
+        max_share=0.25,
+    )
+
+
+def test_build_runtime_has_no_lower_tiers_when_the_host_gets_nothing(directory: Path) -> None:
+    assert start_with_tiers(directory, kv_host_memory="0").engine.scheduler.kv.residency is None
+
+
+def test_build_runtime_gives_the_host_its_share_of_what_is_left(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block_bytes = start_with_tiers(directory).kv_plan.num_bytes // 8
+    monkeypatch.setattr(build, "free_memory_bytes", lambda: 48 * block_bytes)
+    runtime = start_with_tiers(directory, kv_host_memory="0.5")
+    assert runtime.engine.scheduler.kv.residency.host.num_blocks == 20
+
+
+def test_build_runtime_refuses_a_disk_without_a_host(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--kv-disk-path needs memory on the host"):
+        start_with_tiers(directory, kv_host_memory="0", kv_disk_path=tmp_path / "kv")
+
+
+def test_build_runtime_refuses_a_disk_that_holds_no_block(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="which holds no KV block"):
+        start_with_tiers(directory, kv_disk_path=tmp_path / "kv", kv_disk_size="100B")
+
+
+def test_close_lets_the_next_runtime_have_the_disk_with_what_is_on_it(
+    directory: Path, tmp_path: Path
+) -> None:
+    settings = {"kv_disk_path": tmp_path / "kv", "kv_disk_size": "64KiB"}
+    first = start_with_tiers(directory, **settings)
+    first.engine.sessions.open("default", 60.0, "talk")
+    prompt = [*range(1, 50)]
+    answer = turn(first, prompt)
+    first.engine.rest()
+    with pytest.raises(KVDiskError, match="another process keeps KV blocks"):
+        start_with_tiers(directory, **settings)
+    first.close()
+    second = start_with_tiers(directory, **settings)
+    assert second.engine.scheduler.kv.residency.disk.num_kept >= 3
+    second.engine.sessions.open("default", 60.0, "talk")
+    assert turn(second, prompt) == (answer[0], 48)
+    second.close()
+
+
+def turn(runtime: Runtime, prompt: list[int]) -> tuple[list[int], int]:
+    """Run one request of a session; return its tokens and how many prompt tokens were found."""
+    params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+    runtime.engine.add_request("r", prompt, params, session_id="talk")
+    output: list[int] = []
+    num_cached = 0
+    while runtime.engine.has_work:
+        for delta in runtime.engine.step():
+            output.append(delta.token_id)
+            num_cached = delta.metrics.num_cached_tokens if delta.metrics else 0
+    return output, num_cached
 
 
 def test_build_scheduler_takes_what_tenants_may_run_from_settings_and_keys_file(

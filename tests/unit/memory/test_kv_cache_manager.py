@@ -383,7 +383,7 @@ def test_fork_refuses_when_the_parent_has_no_such_tokens(kv):
 
 def test_check_integrity_raises_when_a_sharer_holds_nothing():
     kv = manager_of()
-    kv._shared_until[RequestId("ghost")] = 3
+    kv._forks.shared_until[RequestId("ghost")] = 3
     with pytest.raises(IntegrityError, match="marked as sharing"):
         kv.check_integrity()
 

@@ -22,7 +22,7 @@ def resume(engine: Engine, now_s: float) -> None:  # noqa: ARG001
 
 
 def flush_prefix_cache(engine: Engine, now_s: float) -> None:  # noqa: ARG001
-    """Forget all cached content that no request holds."""
+    """Forget all cached content that no request holds and no session has pinned, on all tiers."""
     engine.scheduler.kv.reset_prefix_cache()
 
 

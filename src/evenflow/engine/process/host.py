@@ -44,7 +44,7 @@ _IDLE_S = 0.5
 """Longest sleep without work; bounds how late deadlines are noticed."""
 
 _PENDING_S = 0.002
-"""Longest sleep while a grammar is being compiled."""
+"""Longest sleep while a grammar is being compiled, or KV copied to a lower tier."""
 
 _COMMANDS_S = 0.0005
 _COMMANDS_RATIO = 0.002
@@ -76,6 +76,7 @@ class EngineHost:
             SentenceCalls(EmbeddingService(runtime.sentence)) if runtime.sentence else None
         )
         self._stopping = False
+        self._is_moving = False
         self._last_step_s = 0.0
 
     def run(self) -> None:
@@ -85,8 +86,7 @@ class EngineHost:
             self._add_compiled()
             if self.engine.has_work:
                 self._step()
-            else:
-                self.engine.expire(self._clock.now_s())
+            self._is_moving = not self.engine.has_work and self.engine.rest()
             if self._sentences is not None and self._sentences.has_work:
                 for reply in self._sentences.step():
                     self._send(reply)
@@ -104,7 +104,8 @@ class EngineHost:
 
     def _take_commands(self) -> None:
         """Carry out the commands that are there; without work, wait for one."""
-        timeout_s = 0.0 if self.has_work else _PENDING_S if self._compiling else _IDLE_S
+        is_pending = bool(self._compiling) or self._is_moving
+        timeout_s = 0.0 if self.has_work else _PENDING_S if is_pending else _IDLE_S
         if timeout_s and not self._socket.poll(int(timeout_s * 1000)):
             return
         budget_s = max(_COMMANDS_S, _COMMANDS_RATIO * self._last_step_s)

@@ -12,7 +12,7 @@ from evenflow.core.sampling import SamplingParams
 from evenflow.core.slo import Slo
 from evenflow.engine.limits import ModelLimits
 from evenflow.engine.outputs import Delta
-from evenflow.memory.kv_cache_manager import KVCacheStats
+from evenflow.memory.kv_cache_stats import KVCacheStats
 
 
 class AddRequest(msgspec.Struct, tag=True, frozen=True, omit_defaults=True, kw_only=True):

@@ -88,7 +88,10 @@ def _serve(config: EvenflowConfig, socket: zmq.Socket[bytes]) -> None:
             kv_description=plan.description(),
         ),
     )
-    host.run()
+    try:
+        host.run()
+    finally:
+        runtime.close()
 
 
 def _say(socket: zmq.Socket[bytes], output: Output) -> None:

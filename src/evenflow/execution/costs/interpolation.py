@@ -88,7 +88,7 @@ class Curve:
 
     def values_at(self, arguments: Floats) -> Floats:
         """Return the values at several arguments, in ascending order."""
-        values = np.interp(arguments, *self._points)
+        values: Floats = np.interp(arguments, *self._points)
         if arguments[-1] > self._last:
             first = int(np.searchsorted(arguments, self._last, "right"))
             self._measured.warn(float(arguments[first]), self._last)

@@ -72,7 +72,7 @@ async def abort(request: Request, shared: Shared) -> dict[str, Any]:
 
 @routes.post("/flush_prefix_cache")
 async def flush_prefix_cache(shared: Shared) -> dict[str, Any]:
-    """Forget all cached KV that no request and no session holds."""
+    """Forget all cached KV that no request holds and no session has pinned, on all tiers."""
     await shared.serving.engine.call("flush_prefix_cache")
     return {"flushed": True}
 
@@ -99,13 +99,13 @@ async def trace(shared: Shared) -> Response:
 
 @routes.get("/sessions")
 async def list_sessions(shared: Shared) -> dict[str, Any]:
-    """List sessions and what they keep in memory."""
+    """List sessions, and what they keep where."""
     return {"sessions": await shared.serving.engine.call("list_sessions")}
 
 
 @routes.post("/sessions", openapi_extra=json_body("SessionRequest"))
 async def open_session(request: Request, shared: Shared) -> Any:
-    """Open a session, whose requests' KV is kept in memory for the next one."""
+    """Open a session, whose requests' KV is kept for the next one."""
     fields = known_fields(
         await shared.read(request) or {}, frozenset({"session_id", "tenant", "ttl_s"})
     )
@@ -119,7 +119,7 @@ async def open_session(request: Request, shared: Shared) -> Any:
 
 @routes.post("/sessions/{session_id}/pin", openapi_extra=json_body("PinRequest"))
 async def pin_session(session_id: str, request: Request, shared: Shared) -> Any:
-    """Keep a session's KV in memory for its time to live from now on."""
+    """Keep a session's KV on the device for its time to live from now on."""
     fields = known_fields(await shared.read(request) or {}, frozenset({"tenant", "ttl_s"}))
     return await shared.serving.engine.call(
         "pin_session",
