@@ -44,12 +44,12 @@ def named(number: int) -> BlockHash:
 
 class ResidencyMachine(RuleBasedStateMachine):
     @initialize(
-        num_host_blocks=st.sampled_from([1, 4, 9, 40]),
-        num_disk_blocks=st.sampled_from([0, 2, 6, 40]),
+        num_host_blocks=st.sampled_from([2, 9, 40, 40]),
+        num_disk_blocks=st.sampled_from([0, 6, 40, 40]),
         tenant_share=st.sampled_from([0.3, 1.0]),
         failure_rate=st.sampled_from([0.0, 0.0, 0.3]),
         by_group=st.booleans(),
-        keep_copies=st.booleans(),
+        keep_copies=st.sampled_from([True, False, False]),
         seed=st.integers(0, 1000),
     )
     def start(
@@ -81,20 +81,24 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     # ---- What memory does ----------------------------------------------------------------------
 
-    @rule(chain=chains, length=lengths)
-    def compute(self, chain: int, length: int) -> None:
+    @rule(chain=chains, length=lengths, stores=st.booleans(), worth=worths)
+    def compute(self, chain: int, length: int, stores: bool, worth: Worth) -> None:
+        self.poll()
         content = numbers(chain, min(length, len(self.free)))
+        if not content:
+            return
         block_ids = self.take(len(content))
         self.transfers.fence(self.residency.conflicts(coalesce(sorted(block_ids))))
         self.device.update(
             ((block_id, 0), number) for block_id, number in zip(block_ids, content, strict=True)
         )
-        if content:
-            self.resident.append((content, block_ids))
+        self.resident.append((content, block_ids))
+        if stores:
+            self.store(-1, False, worth, "a")
 
     @precondition(lambda self: self.resident)
-    @rule(at=st.integers(0, 20), leaves=st.booleans(), worth=worths, tenant=st.sampled_from("ab"))
-    def store(self, at: int, leaves: bool, worth: Worth, tenant: str) -> None:
+    @rule(at=st.integers(0, 20), goes_on=st.booleans(), worth=worths, tenant=st.sampled_from("ab"))
+    def store(self, at: int, goes_on: bool, worth: Worth, tenant: str) -> None:
         at %= len(self.resident)
         content, block_ids = self.resident[at]
         names = [named(number) for number in content]
@@ -102,25 +106,32 @@ class ResidencyMachine(RuleBasedStateMachine):
         stored = self.residency.store(names, block_ids, TenantId(tenant), worth)
         assert stored.num_clean == num_clean
         assert stored.num_clean + stored.num_written + stored.num_left_out == len(content)
-        if leaves:
+        if not goes_on:
             self.free += self.resident.pop(at)[1]
 
-    @precondition(lambda self: self.resident)
-    @rule(at=st.integers(0, 20))
-    def drop(self, at: int) -> None:
-        self.free += self.resident.pop(at % len(self.resident))[1]
+    @rule(chain=chains, length=lengths, num_times=st.integers(0, 3))
+    def load(self, chain: int, length: int, num_times: int) -> None:
+        """Load a chain and let it arrive at some time, or at once and then perhaps again."""
+        self.poll()
+        for number in range(chain, chain + NUM_CHAINS):
+            content = numbers(number % NUM_CHAINS, length)
+            if self.send_for(content):
+                break
+        for _ in range(num_times):
+            if self.arriving:
+                self.wait(-1)
+                self.send_for(content)
 
-    @rule(chain=chains, length=lengths)
-    def load(self, chain: int, length: int) -> None:
-        content = numbers(chain, length)
+    def send_for(self, content: list[int]) -> bool:
+        """Load what there is of a chain, and say whether there is any."""
         places = self.residency.find(map(named, content))[: len(self.free)]
-        if not places:
-            return
-        block_ids = self.take(len(places))
-        name = str(self.num_sent)
-        self.num_sent += 1
-        arrival = self.residency.load(places, block_ids, RequestId(name))
-        self.arriving[name] = arrival, content[: len(places)], block_ids
+        if places:
+            block_ids = self.take(len(places))
+            name = str(self.num_sent)
+            self.num_sent += 1
+            arrival = self.residency.load(places, block_ids, RequestId(name))
+            self.arriving[name] = arrival, content[: len(places)], block_ids
+        return bool(places)
 
     @precondition(lambda self: self.arriving)
     @rule(at=st.integers(0, 20))
@@ -142,6 +153,7 @@ class ResidencyMachine(RuleBasedStateMachine):
                 self.resident.append((content, block_ids))
             else:
                 self.free += block_ids
+        self.residency.spill()
 
     @precondition(lambda self: self.arriving)
     @rule(at=st.integers(0, 20))
@@ -151,25 +163,18 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.poll()
         assert name not in self.arriving
 
-    @rule()
-    def spill(self) -> None:
-        self.residency.spill()
-
     # ---- What becomes of copies ----------------------------------------------------------------
 
-    @rule(chain=chains, length=lengths)
-    def distrust(self, chain: int, length: int) -> None:
+    @rule(chain=chains, length=lengths, worth=worths, how=st.sampled_from(["worth"] * 4 + ["lose"]))
+    def reconsider(self, chain: int, length: int, worth: Worth, how: str) -> None:
         names = [named(number) for number in numbers(chain, length)]
-        self.residency.distrust(names)
-        assert not any(self.residency.find([name]) for name in names)
-
-    @rule(chain=chains, length=lengths, worth=worths)
-    def appraise(self, chain: int, length: int, worth: Worth) -> None:
-        self.host.appraise([named(number) for number in numbers(chain, length)], worth)
-
-    @rule()
-    def clear(self) -> None:
-        self.residency.clear()
+        if how == "worth":
+            self.host.appraise(names, worth)
+        elif length < CHAIN_LENGTH:
+            self.residency.distrust(names)
+            assert not any(self.residency.find([name]) for name in names)
+        else:
+            self.residency.clear()
 
     @invariant()
     def integrity(self) -> None:
@@ -185,10 +190,10 @@ class ResidencyMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "residency"):
             return
-        self.transfers.close()
-        self.poll()
+        while self.residency.is_busy:
+            self.transfers.close()
+            self.poll()
         assert not self.arriving
-        assert not self.residency.is_busy
         assert self.host.num_unheld == self.host.num_blocks
         assert self.disk is None or self.disk.num_unheld == self.disk.num_blocks
         for chain in range(NUM_CHAINS):
@@ -198,6 +203,6 @@ class ResidencyMachine(RuleBasedStateMachine):
 
 
 ResidencyMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, derandomize=True
+    max_examples=300, stateful_step_count=50, deadline=None, derandomize=True
 )
 TestResidency = ResidencyMachine.TestCase

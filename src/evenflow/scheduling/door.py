@@ -37,7 +37,6 @@ class Door:
         waits: told what everybody waits for.
         residents: those that are in.
         max_num_seqs: most that may be in.
-        max_num_batched_tokens: token budget of a step.
 
     Attributes:
         lacking: why nobody who waits could be started in the last step; None if nobody waits, or
@@ -50,9 +49,7 @@ class Door:
         siblings: Siblings,
         waits: WaitLog,
         residents: Residents,
-        *,
         max_num_seqs: int,
-        max_num_batched_tokens: int,
     ) -> None:
         self.lacking: WaitReason | None = None
         self._waiting = waiting
@@ -60,7 +57,6 @@ class Door:
         self._waits = waits
         self._residents = residents
         self._max_num_seqs = max_num_seqs
-        self._max_num_batched_tokens = max_num_batched_tokens
 
     def queue(self, request: Request, view: SchedulingView) -> None:
         """Put a request that never ran into the queue."""
@@ -83,7 +79,7 @@ class Door:
                 self._residents.share(parent, sibling)
             self.queue(sibling, view)
 
-    def admit(self, view: SchedulingView) -> None:
+    def admit(self, view: SchedulingView, token_budget: int) -> None:
         """Let in who waits, in rank order, until something runs out."""
         if not self._waiting:
             return
@@ -91,7 +87,7 @@ class Door:
         lacking: WaitReason | None = None
         full = self._residents.seats.full
         while lacking is None and (request := self._waiting.first(view, full)) is not None:
-            lacking = self._admit_or_displace(request, view)
+            lacking = self._admit_or_displace(request, view, token_budget)
         self._waits.stand_still(lacking, view.now_s)
         self.lacking = lacking or (WaitReason.TENANT_LIMIT if self._waiting else None)
         for tenant_id in full:
@@ -110,7 +106,9 @@ class Door:
         self._waits.leave(request, now_s)
         self._siblings.forget(request)
 
-    def _admit_or_displace(self, request: Request, view: SchedulingView) -> WaitReason | None:
+    def _admit_or_displace(
+        self, request: Request, view: SchedulingView, token_budget: int
+    ) -> WaitReason | None:
         """Start the first that waits, or make room for it; return what it lacks otherwise."""
         residents, waits, now_s = self._residents, self._waits, view.now_s
         if residents.num_present >= self._max_num_seqs:
@@ -119,15 +117,15 @@ class Door:
             cause = f"no free seat among {self._max_num_seqs}"
             waits.hold(request, WaitReason.SEATS, now_s, cause)
             return WaitReason.SEATS
-        if residents.num_missing_tokens >= self._max_num_batched_tokens:
-            cause = f"running requests take all {self._max_num_batched_tokens} tokens of a step"
+        if residents.num_missing_tokens >= token_budget:
+            cause = f"running requests take all {token_budget} tokens of a step"
             waits.hold(request, WaitReason.TOKENS, now_s, cause)
             return WaitReason.TOKENS
-        cause_memory = residents.admit(request, view)
-        if cause_memory is None:
+        shortage = residents.admit(request, view)
+        if shortage is None:
             waits.leave(request, now_s)
             return None
-        waits.hold(request, WaitReason.MEMORY, now_s, cause_memory)
+        waits.hold(request, WaitReason.MEMORY, now_s, shortage)
         if residents.displace(request, view):
             return None
         if not residents.num_present and residents.take_back_prompt():

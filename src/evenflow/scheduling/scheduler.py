@@ -63,6 +63,7 @@ class Scheduler:
 
     Attributes:
         requests: all that live, by id.
+        max_num_batched_tokens: token budget of the next step.
         residents: those that hold memory.
         waiting: those that could start.
         seats: how many of each tenant run.
@@ -104,14 +105,7 @@ class Scheduler:
         )
         self._siblings = Siblings()
         self._waits = WaitLog()
-        self._door = Door(
-            self.waiting,
-            self._siblings,
-            self._waits,
-            self.residents,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-        )
+        self._door = Door(self.waiting, self._siblings, self._waits, self.residents, max_num_seqs)
         self.plan = NO_WORK
         self.before_free: Callable[[Request, float], None] | None = None
         self.coasting: Set[Request] = frozenset()
@@ -203,7 +197,7 @@ class Scheduler:
         residents.begin_step(view)
         self._door.lacking = None
         if not residents.grow(view):
-            self._door.admit(view)
+            self._door.admit(view, self.max_num_batched_tokens)
         residents.await_arrivals(view)
         copies = residents.privatise(view)
         self.plan = self._compose(copies)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-from evenflow.engine.explain import Explanation, IntervalKind
+from evenflow.engine.explain import Explanation
+from evenflow.engine.intervals import IntervalKind
 from evenflow.engine.outputs import RequestMetrics
 from evenflow.engine.process.messages import Snapshot, Switching, TenantState
 from evenflow.fairness.report import jain_index, service_gap

@@ -32,6 +32,7 @@ IGNORED = {
 NOT_ANSWERED = {
     "invalid_config",
     "invalid_model_file",
+    "kv_disk_unusable",
     "kv_memory_too_small",
     "rejected",
     "unsupported_model",
