@@ -200,7 +200,7 @@ def weathers(seed: int) -> Iterator[Weather]:
             keep_copies=random.random() < 0.8,
             work_ahead=random.random() < 0.5,
             mode="swap" if random.random() < 0.8 else "auto",
-            timing=random.choice(["beside", "beside", "auto", "between"]),
+            timing=random.choice(["beside", "beside", "beside", "auto", "between"]),
             num_host_blocks=random.choice([12, 80, 300]),
             num_disk_blocks=random.choice([0, 20, 200]),
             stall=0.0 if is_fair else 0.01,

@@ -82,23 +82,41 @@ class ExtentAllocator:
             num_blocks -= extent.length
         return extents
 
+    def allocate_at(self, start: int, num_blocks: int) -> Extent | None:
+        """Take the free neighbours from a block on, at most `num_blocks`; None if it is taken."""
+        position = bisect_right(self._starts, start) - 1
+        first = self._starts[position] if position >= 0 else start + 1
+        whole = Extent(first, self._length_at.get(first, 0))
+        if not whole.contains(start):
+            return None
+        taken = Extent(start, min(num_blocks, whole.stop - start))
+        self._remove(first, whole.length)
+        if start > first:
+            self._insert(first, start - first)
+        if whole.stop > taken.stop:
+            self._insert(taken.stop, whole.stop - taken.stop)
+        self.num_free -= taken.length
+        return taken
+
+    def allocate_apart(self, num_blocks: int) -> Extent | None:
+        """Take neighbours out of the middle of the largest free extent.
+
+        What is behind them stays free as long as there is room elsewhere, so that they can grow.
+        Returns None if no free extent is long enough.
+        """
+        if num_blocks > self.largest_free:
+            return None
+        length, start = self._by_size[-1]
+        return self.allocate_at(start + (length - num_blocks) // 2, num_blocks)
+
     def claim(self, block_id: int) -> None:
         """Take this one block.
 
         Raises:
             IntegrityError: it is not free.
         """
-        position = bisect_right(self._starts, block_id) - 1
-        start = self._starts[position] if position >= 0 else block_id + 1
-        extent = Extent(start, self._length_at.get(start, 0))
-        if not extent.contains(block_id):
+        if self.allocate_at(block_id, 1) is None:
             raise IntegrityError(f"block {block_id} is claimed but not free")
-        self._remove(start, extent.length)
-        if block_id > start:
-            self._insert(start, block_id - start)
-        if extent.stop > block_id + 1:
-            self._insert(block_id + 1, extent.stop - block_id - 1)
-        self.num_free -= 1
 
     def free(self, extent: Extent) -> None:
         """Give an extent back; it merges with free neighbours on both sides.

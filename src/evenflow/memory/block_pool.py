@@ -100,11 +100,21 @@ class BlockPool:
         extents = self._allocator.allocate_scattered(num_blocks)
         if extents is None:
             raise IntegrityError(f"{num_blocks} blocks are to be taken, {self.num_ready} are ready")
-        for extent in extents:
-            if self._num_cold:
-                self._forget(extent)
-            self._ref_counts[extent.start : extent.stop] = [1] * extent.length
-        return extents
+        return self._hand_out(extents)
+
+    def allocate_behind(self, block_id: BlockId, num_blocks: int) -> list[Extent]:
+        """Hand out the ready blocks right behind a block, at most `num_blocks`, perhaps none."""
+        extent = self._allocator.allocate_at(block_id + 1, num_blocks)
+        return self._hand_out([] if extent is None else [extent])
+
+    def allocate_apart(self, num_blocks: int) -> list[Extent]:
+        """Hand out ready blocks that have room behind them to grow, if that can be had.
+
+        Raises:
+            IntegrityError: fewer are ready.
+        """
+        extent = self._allocator.allocate_apart(num_blocks)
+        return self.allocate(num_blocks) if extent is None else self._hand_out([extent])
 
     def find(self, content: BlockHash) -> BlockId | None:
         """Return the block with this content, if there is one."""
@@ -199,6 +209,13 @@ class BlockPool:
                 f"{num_warm} blocks are warm and {num_cold} cold",
                 why=f"counted are {len(self._eviction)} and {self._num_cold}",
             )
+
+    def _hand_out(self, extents: list[Extent]) -> list[Extent]:
+        for extent in extents:
+            if self._num_cold:
+                self._forget(extent)
+            self._ref_counts[extent.start : extent.stop] = [1] * extent.length
+        return extents
 
     def _cool_next(self) -> None:
         content = self._eviction.victim()

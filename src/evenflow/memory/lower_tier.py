@@ -170,7 +170,11 @@ class LowerTier:
         return self._pool.content_of(block_id)
 
     def reserve(
-        self, contents: Sequence[BlockHash], tenant_id: TenantId = DEFAULT_TENANT
+        self,
+        contents: Sequence[BlockHash],
+        tenant_id: TenantId = DEFAULT_TENANT,
+        *,
+        after: BlockHash | None = None,
     ) -> list[Extent]:
         """Take blocks to write these contents into; they can be found at once.
 
@@ -180,6 +184,8 @@ class LowerTier:
         Args:
             contents: none of them is here.
             tenant_id: for whom.
+            after: content that comes before them in their chain. They go right behind it, if they
+                can; what begins a chain is given room to grow, so that the chain stays one run.
 
         Returns:
             Where they go, in order; for fewer contents if there is not enough room.
@@ -190,7 +196,11 @@ class LowerTier:
         if self._pool.num_ready < num_blocks:
             self._pool.cool_for_run(min(num_blocks, _MIN_GROUP_BLOCKS))
             self._pool.cool(num_blocks)
-        extents = self._pool.allocate(num_blocks)
+        before = None if after is None else self._pool.find(after)
+        extents = [] if before is None else self._pool.allocate_behind(before, num_blocks)
+        num_left = num_blocks - sum(extent.length for extent in extents)
+        if num_left:
+            extents += self._pool.allocate_apart(num_left)
         block_ids = [block_id for extent in extents for block_id in extent.block_ids]
         for block_id, content in zip(block_ids, contents, strict=False):
             if self._journal is not None:

@@ -50,6 +50,8 @@ class RequestCopies:
         self._block_size = block_size
         # Leading blocks that were full and written back when last looked at.
         self._num_written_back: dict[RequestId, int] = {}
+        # The copy of a last block that was not full when its request left.
+        self._unfull: dict[RequestId, BlockHash] = {}
 
     def num_dirty(self, request: Request) -> int:
         """Return how many blocks of a request's KV have no copy on the host."""
@@ -61,11 +63,26 @@ class RequestCopies:
 
         What it holds may be given away at once.
         """
-        contents = self._prefixes.contents(request, request.num_computed_tokens)
+        self.drop_unfull(request.request_id)
+        num_tokens = request.num_computed_tokens
+        if request.is_finished:
+            num_tokens -= num_tokens % self._block_size  # nobody will ask for the rest
+        contents = self._prefixes.contents(request, num_tokens)
+        if contents and num_tokens % self._block_size:
+            self._unfull[request.request_id] = contents[-1]
         table = self._tables[request.request_id]
         return self.residency.store(
             contents, table.ids[: len(contents)].tolist(), request.tenant_id, self._worth(request)
         )
+
+    def drop_unfull(self, request_id: RequestId) -> None:
+        """Give up the copy of a last block that was not full when its request left the last time.
+
+        The request has gone on since, and its chain is to go on in that place.
+        """
+        stale = self._unfull.pop(request_id, None)
+        if stale is not None:
+            self.residency.distrust([stale])
 
     def write_back(self, request: Request, max_blocks: int) -> int:
         """Copy full blocks to the host while the request goes on; return how many."""
@@ -78,8 +95,12 @@ class RequestCopies:
         if not contents:
             return 0
         block_ids = self._tables[request.request_id].ids[first:stop].tolist()
-        worth = self._worth(request)
-        return self.residency.store(contents, block_ids, request.tenant_id, worth).num_written
+        after = None
+        if first:
+            (after,) = self._prefixes.contents(request, first * self._block_size, first - 1)
+        return self.residency.store(
+            contents, block_ids, request.tenant_id, self._worth(request), after=after
+        ).num_written
 
     def num_loadable_tokens(self, request: Request, num_tokens_here: int) -> int:
         """Return how many tokens `load` would bring behind those that are on the device."""

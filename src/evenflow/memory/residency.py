@@ -155,6 +155,8 @@ class Residency:
         block_ids: Sequence[BlockId],
         tenant_id: TenantId,
         worth: Worth,
+        *,
+        after: BlockHash | None = None,
     ) -> Stored:
         """Copy device blocks to the host, as far as their content is not there yet.
 
@@ -163,6 +165,7 @@ class Residency:
             block_ids: where they lie on the device; they may be given away at once.
             tenant_id: whose they are.
             worth: of the copies.
+            after: content that comes before them in the chain.
         """
         places = [self.host.find(content) for content in contents]
         clean = [place for place in places if place is not None]
@@ -173,7 +176,12 @@ class Residency:
         ]
         # What there is of the chain must not make room for the rest of it.
         self.host.hold(clean)
-        extents = self.host.reserve([content for content, _ in dirty], tenant_id)
+        first = places.index(None) if dirty else 0
+        extents = self.host.reserve(
+            [content for content, _ in dirty],
+            tenant_id,
+            after=contents[first - 1] if first else after,
+        )
         self.host.release(clean)
         host_ids = _block_ids(extents)
         written = dirty[: len(host_ids)]

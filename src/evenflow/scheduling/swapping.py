@@ -80,6 +80,7 @@ class Swapper(Switcher):
 
     def end(self, request: Request) -> None:
         """Keep what a session may need of a request that has ended and still holds its blocks."""
+        self._copies.drop_unfull(request.request_id)
         if not self._kv.holds(request.request_id):
             return
         if request.status is RequestStatus.FINISHED_ERROR:

@@ -103,3 +103,20 @@ def test_check_integrity_raises_when_the_size_index_is_out_of_step():
     allocator._by_size.append((3, 50))
     with pytest.raises(IntegrityError, match="size index"):
         allocator.check_integrity()
+
+
+def test_allocate_at_takes_what_is_free_from_there_on() -> None:
+    allocator = ExtentAllocator(10)
+    assert allocator.allocate_at(3, 2) == Extent(3, 2)
+    assert allocator.allocate_at(4, 2) is None
+    assert allocator.allocate_at(8, 5) == Extent(8, 2)
+    assert allocator.free_extents() == [Extent(0, 3), Extent(5, 3)]
+    allocator.check_integrity()
+
+
+def test_allocate_apart_leaves_room_on_both_sides() -> None:
+    allocator = ExtentAllocator(16)
+    assert allocator.allocate_apart(4) == Extent(6, 4)
+    assert allocator.allocate_apart(2) == Extent(12, 2)
+    assert allocator.allocate_apart(7) is None
+    allocator.check_integrity()

@@ -231,3 +231,22 @@ def test_keep_loses_what_the_journal_finds_unsound() -> None:
     write(tier, chain("a", 2))
     assert left(tier, chain("a", 2)) == [0]
     assert tier.num_unheld == 2
+
+
+def test_chain_goes_on_right_behind_what_there_is_of_it() -> None:
+    tier = LowerTier(Tier.HOST, 64)
+    a, b = chain("a", 9), chain("b", 3)
+    first = write(tier, a[:3])
+    write(tier, b)
+    extents = tier.reserve(a[3:], TenantId("t"), after=a[2])
+    assert [(extent.start, extent.length) for extent in extents] == [(first[-1] + 1, 6)]
+
+
+def test_chain_goes_on_elsewhere_when_there_is_no_room_behind_it() -> None:
+    tier = LowerTier(Tier.HOST, 6)
+    a = chain("a", 6)
+    first = write(tier, a[:2])
+    extents = tier.reserve(a[2:], TenantId("t"), after=a[1])
+    assert sum(extent.length for extent in extents) == 4
+    assert extents[0].start == first[-1] + 1
+    tier.check_integrity()
