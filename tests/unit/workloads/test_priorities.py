@@ -125,7 +125,7 @@ def test_file_is_refused_with_the_line_that_is_wrong(
 ) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"step": 2, "priorities": {"a": 1}}\n' + line + "\n")
-    with pytest.raises(InvalidRequestError, match="ine 2") as caught:
+    with pytest.raises(InvalidRequestError, match="line 2") as caught:
         read_priorities(path)
     assert complaint in str(caught.value)
 
