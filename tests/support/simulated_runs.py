@@ -61,6 +61,8 @@ def a_result(
         "peak_kv_blocks": 6,
         "num_kv_blocks": 8,
         "preemption_counts": {},
+        "num_bytes_moved": 0,
+        "switch_stall_s": 0.0,
         "kv": KVCacheManager(8, 16).stats(),
         "steps": None,
         "explanations": {},

@@ -186,7 +186,7 @@ class Swapper(Switcher):
 
     @property
     def _slowdown(self) -> float:
-        return self.costs.slowdown.value or 0.0
+        return max(0.0, self.costs.slowdown.value or 0.0)
 
     def _num_bytes(self, num_blocks: int) -> int:
         return num_blocks * self._residency.transfers.bytes_per_block

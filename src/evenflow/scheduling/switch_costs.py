@@ -45,7 +45,8 @@ class SwitchCosts:
     """Estimates, in seconds.
 
     Attributes:
-        slowdown: seconds by which steps get longer for each second of copying beside them.
+        slowdown: seconds by which steps get longer for each second of copying beside them. One
+            step alone may seem to get shorter; only the mean has a meaning.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class SwitchCosts:
         if moved_s > 0:
             expected_s = self.step_s + num_prefill_tokens * (self._prefill_token_s.value or 0.0)
             if expected_s:
-                self.slowdown.add(max(0.0, seconds - expected_s) / moved_s)
+                self.slowdown.add((seconds - expected_s) / moved_s)
         elif num_prefill_tokens:
             self._prefill_token_s.add(max(0.0, seconds - self.step_s) / num_prefill_tokens)
         else:

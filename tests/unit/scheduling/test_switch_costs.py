@@ -137,3 +137,11 @@ def test_budget_keeps_switches_below_its_share_of_the_time() -> None:
 
 def test_min_residency_is_so_long_that_switching_there_and_back_keeps_to_the_share() -> None:
     assert SwitchBudget(0.1).min_residency_s(0.05) == pytest.approx(0.5)
+
+
+def test_steps_of_varying_length_do_not_look_slowed_down() -> None:
+    costs = SwitchCosts()
+    for number in range(64):
+        seconds = 0.010 if number % 4 < 2 else 0.014
+        costs.note_step(4, 4, seconds, 0.002 if number % 2 else 0.0)
+    assert abs(costs.slowdown.value or 0.0) < 0.2
