@@ -322,7 +322,6 @@ class Storm:
         # Conversation and turn of each request that lives.
         self._turn_of: dict[str, tuple[int, int]] = {}
         self._num_begun = 0
-        self._num_requests = 0
         self._poisoned: dict[Tier, set[int]] = {Tier.DEVICE: set(), Tier.HOST: set()}
 
     def rage(self, num_switches: int) -> Tally:
@@ -357,7 +356,6 @@ class Storm:
             self._engine.sessions.open(tenant_id, 0.2, session_id)
         self._turn_of[name] = number, turn
         self._received[name] = []
-        self._num_requests += 1
         self._engine.add_request(
             name,
             self._conversations[number].prompt(turn),
