@@ -52,6 +52,8 @@ class RequestCopies:
         self._num_written_back: dict[RequestId, int] = {}
         # The copy of a last block that was not full when its request left.
         self._unfull: dict[RequestId, BlockHash] = {}
+        # How requests left that are away.
+        self._departures: dict[RequestId, Stored] = {}
 
     def num_dirty(self, request: Request) -> int:
         """Return how many blocks of a request's KV have no copy on the host."""
@@ -71,9 +73,17 @@ class RequestCopies:
         if contents and num_tokens % self._block_size:
             self._unfull[request.request_id] = contents[-1]
         table = self._tables[request.request_id]
-        return self.residency.store(
+        stored = self.residency.store(
             contents, table.ids[: len(contents)].tolist(), request.tenant_id, self._worth(request)
         )
+        if not request.is_finished:
+            self._departures[request.request_id] = stored
+        return stored
+
+    def loss(self, request_id: RequestId) -> str | None:
+        """Return why what a request stored when it left was not written, if so; it is back now."""
+        stored = self._departures.pop(request_id, None)
+        return None if stored is None else stored.failure
 
     def drop_unfull(self, request_id: RequestId) -> None:
         """Give up the copy of a last block that was not full when its request left the last time.

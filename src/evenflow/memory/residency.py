@@ -42,7 +42,7 @@ _MAX_SPILLABLE = 4096
 """Copies that are remembered as not being on disk yet; beyond that the oldest stay off it."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Stored:
     """What a store found to do.
 
@@ -51,12 +51,14 @@ class Stored:
         num_written: blocks that are being written.
         num_left_out: blocks for which there was no room.
         ticket: what writes them, if anything does.
+        failure: why they were not written after all, once that is known.
     """
 
     num_clean: int
     num_written: int
     num_left_out: int
     ticket: Ticket | None
+    failure: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +87,7 @@ class _Write:
     tier: LowerTier
     block_ids: list[BlockId]
     host_ids: list[BlockId] = field(default_factory=list)
+    stored: Stored | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -185,15 +188,16 @@ class Residency:
         self.host.release(clean)
         host_ids = _block_ids(extents)
         written = dirty[: len(host_ids)]
-        ticket = None
+        stored = Stored(len(clean), len(written), len(dirty) - len(written), None)
         if written:
             sources = coalesce(block_id for _, block_id in written)
             ticket = self._submit(Tier.DEVICE, Tier.HOST, sources, extents)
-            self._note_write(ticket, _Write(self.host, host_ids))
+            stored.ticket = ticket
+            self._note_write(ticket, _Write(self.host, host_ids, stored=stored))
             if self.disk is not None:
                 self._spillable.extend(content for content, _ in written)
         self.host.appraise(contents, worth)
-        return Stored(len(clean), len(written), len(dirty) - len(written), ticket)
+        return stored
 
     def find(self, contents: Iterable[BlockHash]) -> list[Place]:
         """Return where the leading blocks of a chain can be loaded from, up to the first gap."""
@@ -376,6 +380,8 @@ class Residency:
         if outcome.failure is not None:
             job.tier.abandon(job.block_ids)
             self._spoil(job, outcome.failure)
+            if job.stored is not None:
+                job.stored.failure = outcome.failure
         job.tier.keep(job.block_ids)
 
     def _spoil(self, write: _Write, failure: str) -> None:

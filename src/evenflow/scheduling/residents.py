@@ -331,6 +331,7 @@ class Residents:
             request.num_cached_tokens = request.num_computed_tokens
         request.num_settled_tokens = max(request.num_settled_tokens, request.num_computed_tokens)
         self._account.promise(request)
+        loss = self._switcher.loss_of(request)
         resumed = request.num_preemptions > 0
         if not resumed:
             self._started.append(request.request_id)
@@ -339,6 +340,7 @@ class Residents:
             EventKind.RESUMED if resumed else EventKind.SCHEDULED,
             now_s,
             f"{request.num_computed_tokens} of {request.num_tokens} tokens already have KV"
-            + (f"; loading more failed: {failure}" if failure is not None else ""),
+            + (f"; loading more failed: {failure}" if failure is not None else "")
+            + (f"; keeping more failed: {loss}" if loss is not None else ""),
             num_tokens=request.num_computed_tokens,
         )

@@ -81,6 +81,7 @@ class Swapper(Switcher):
     def end(self, request: Request) -> None:
         """Keep what a session may need of a request that has ended and still holds its blocks."""
         self._copies.drop_unfull(request.request_id)
+        self._copies.loss(request.request_id)
         if not self._kv.holds(request.request_id):
             return
         if request.status is RequestStatus.FINISHED_ERROR:
@@ -89,6 +90,10 @@ class Swapper(Switcher):
             self._time_store(self._copies.store(request))
         else:
             self._copies.appraise(request)
+
+    def loss_of(self, request: Request) -> str | None:
+        """Return why the KV of a request that is back was not kept while it was away, if so."""
+        return self._copies.loss(request.request_id)
 
     def enter(self, request: Request, num_running: int) -> int | None:
         """Give a request memory, and send for what is worth loading; see `KVCacheManager.admit`."""

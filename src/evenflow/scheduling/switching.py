@@ -104,6 +104,10 @@ class Switcher:
     def end(self, request: Request) -> None:
         """Keep what may be needed of a request that has ended and still holds its blocks."""
 
+    def loss_of(self, request: Request) -> str | None:
+        """Return why the KV of a request that is back was not kept while it was away, if so."""
+        return None
+
     def enter(self, request: Request, num_running: int) -> int | None:
         """Give a request memory, and send for what is worth loading; see `KVCacheManager.admit`."""
         return self._kv.admit(request, num_running, load=False)

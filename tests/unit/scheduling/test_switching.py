@@ -306,7 +306,7 @@ def test_failed_load_is_recomputed_and_told_while_others_do_not_notice() -> None
     world.check_tokens()
 
 
-def test_failed_store_is_recomputed() -> None:
+def test_failed_store_is_recomputed_and_told() -> None:
     world = World()
     world.add("a")
     world.add("b")
@@ -315,6 +315,8 @@ def test_failed_store_is_recomputed() -> None:
     world.hand.end(failure="the host said no")
     world.step()
     assert world.last_step() == {"a": 1, "b": 11}
+    [cause] = world.events("b", EventKind.RESUMED)
+    assert cause.endswith("keeping more failed: the host said no")
     world.run()
     world.check_tokens()
 
