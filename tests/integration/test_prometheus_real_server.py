@@ -33,7 +33,8 @@ TIGHT = (
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("model"), *TIGHT) as running:
+    disk = tmp_path_factory.mktemp("disk")
+    with served(tmp_path_factory.mktemp("model"), *TIGHT, "--kv-disk-path", str(disk)) as running:
         yield running
 
 

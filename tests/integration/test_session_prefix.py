@@ -26,7 +26,7 @@ def turn(llm: LLM, tokens: list[int], session_id: str | None = None) -> tuple[li
 
 @pytest.mark.model
 def test_second_turn_finds_the_first_after_a_flood_only_in_a_session() -> None:
-    llm = LLM("smollm2", num_blocks_override=16, max_model_len=128)
+    llm = LLM("smollm2", num_blocks_override=16, max_model_len=128, kv_host_memory="0")
     session = llm.engine.sessions.open(DEFAULT_TENANT, 600.0)
     first = llm.tokenizer.encode("The capital of France is Paris. The capital of Italy is" * 3)
     answers = []

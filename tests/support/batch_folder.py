@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ class BatchFolder:
         return self.batches.create(tenant_id, file_id, CHAT, {})
 
     async def work(self, until: Callable[[], bool] | None = None) -> None:
-        """Run the worker until something holds; by default, until all is done and tidied up."""
+        """Run the worker until something holds; by default, until all is done and tidied up.
+
+        What it began in threads is over then, as when its process ends.
+        """
+        threads = ThreadPoolExecutor()
+        asyncio.get_running_loop().set_default_executor(threads)
         is_done = until or (lambda: not self.batches.open_batches() and not self.leftovers())
         running = asyncio.create_task(self.worker.run())
         try:
@@ -85,6 +91,7 @@ class BatchFolder:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+            threads.shutdown()
 
     def answers(self, batch: Batch, tenant_id: TenantId = BLUE) -> dict[str, Any]:
         """Return what was said to each custom id, or the code of the error; each stands once."""

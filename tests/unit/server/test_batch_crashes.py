@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ class CrashPoints:
         self._live = live
         self._copies = copies
         self._seen: set[tuple[tuple[str, bytes], ...]] = set()
+        # The worker changes the disk in threads, too.
+        self._lock = RLock()
 
     def note(self) -> None:
         """Copy the folder, unless it was like this before."""
@@ -60,10 +63,11 @@ class CrashPoints:
 
     def _around(self, change: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*arguments: Any, **options: Any) -> Any:
-            self.note()
-            result = change(*arguments, **options)
-            self.note()
-            return result
+            with self._lock:
+                self.note()
+                result = change(*arguments, **options)
+                self.note()
+                return result
 
         return noted
 
