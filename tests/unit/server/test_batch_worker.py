@@ -251,14 +251,17 @@ async def test_batches_are_answered_in_the_order_in_which_they_came(tmp_path: Pa
 
 async def test_batch_that_comes_later_is_noticed(tmp_path: Path) -> None:
     folder = BatchFolder(tmp_path)
-    running = asyncio.create_task(folder.work(lambda: len(folder.asked) == 14))
+    over = asyncio.Event()
+    running = asyncio.create_task(folder.work(over.is_set))
     await asyncio.sleep(0)
     for _ in range(2):
         batch = folder.create(LINES)
         folder.worker.notify()
         while batch.status is not BatchStatus.COMPLETED:
             await asyncio.sleep(0.001)
+    over.set()
     await running
+    assert len(folder.asked) == 14
 
 
 async def test_batch_lets_others_run_while_it_refuses_lines(tmp_path: Path) -> None:
