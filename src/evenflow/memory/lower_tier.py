@@ -165,10 +165,6 @@ class LowerTier:
         """Return the block with this content, if there is one."""
         return self._pool.find(content)
 
-    def content_of(self, block_id: BlockId) -> BlockHash | None:
-        """Return the content under which a block is found, if it is."""
-        return self._pool.content_of(block_id)
-
     def reserve(
         self,
         contents: Sequence[BlockHash],

@@ -101,7 +101,7 @@ class Swapper(Switcher):
 
     def is_arriving(self, request: Request) -> bool:
         """Return whether KV of a request that was entered is on its way to the device."""
-        return request.request_id in self._residency.arrivals
+        return self._copies.is_arriving(request.request_id)
 
     def num_arriving_bytes(self, request: Request) -> int:
         """Return how much KV is on its way to a request that was just entered."""

@@ -59,7 +59,7 @@ def create_app(serving: Serving) -> FastAPI:
         num_at_once=serving.config.scheduler.max_num_seqs,
         max_line_chars=config.max_request_bytes,
     )
-    serving.in_background(worker.run)
+    serving.background.add(worker.run)
     responses = ResponseStore(config.max_stored_response_bytes)
     app.state.endpoint = Endpoint(serving, door, files, batches, worker, responses)
     for family in routes.ALL:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from secrets import token_hex
-from threading import Thread
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from evenflow.config import EvenflowConfig
 from evenflow.core.clock import Clock, MonotonicClock
@@ -29,6 +27,7 @@ from evenflow.fairness.tenants import TenantDirectory, TenantLimits
 from evenflow.models.progress import Progress
 from evenflow.models.sources import resolve
 from evenflow.scheduling.admission import AdmissionControl
+from evenflow.server.background import Background, in_daemon_thread, log_summary, watch_loop
 from evenflow.server.books import Books
 from evenflow.server.errors import NotFoundError
 from evenflow.server.metrics import ServerMetrics
@@ -41,14 +40,7 @@ from evenflow.tokenization.tool_calls import ToolCalling
 
 logger = logging.getLogger(__name__)
 
-_SUMMARY_S = 10.0
-_LAG_PROBE_S = 0.1
 _DRAIN_RETRY_S = 5.0
-
-
-T = TypeVar("T")
-
-Background = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True, frozen=True)
@@ -113,6 +105,7 @@ class Serving:
     Attributes:
         is_draining: no new requests are taken.
         is_ending: the server was told to stop, which nothing undoes.
+        background: jobs that run from `start` to `close`.
         created: Unix time of the start, in seconds.
         failed: set once the engine is gone.
         sentence_tokenizer: of the sentence model, if there is one.
@@ -160,8 +153,9 @@ class Serving:
         self.stopping = asyncio.Event()
         self.sentence_tokenizer: SentenceTokenizer | None = None
         self._model: Model | None = None
-        self._background: list[Background] = [self._watch_loop, self._log_summary]
-        self._tasks: list[asyncio.Task[None]] = []
+        self.background = Background()
+        self.background.add(lambda: watch_loop(self.metrics))
+        self.background.add(lambda: log_summary(self.metrics, self.books, self.clock))
         self._recording = ExitStack()
 
     @property
@@ -198,7 +192,7 @@ class Serving:
         path = self.config.server.record_trace
         rows = self._recording.enter_context(closing(RowFile(path))) if path else None
         info, tokenizer = await asyncio.gather(
-            self.engine.start(progress), _in_daemon_thread(self._load_tokenizers)
+            self.engine.start(progress), in_daemon_thread(self._load_tokenizers)
         )
         parser = self.config.server.tool_call_parser
         self._model = Model(
@@ -209,18 +203,11 @@ class Serving:
         )
         if rows is not None:
             self._record(rows)
-        for job in self._background:
-            task = asyncio.create_task(job())
-            task.add_done_callback(_log_failure)
-            self._tasks.append(task)
+        self.background.start()
 
     def unix_time(self) -> int:
         """Return the wall clock, in whole seconds."""
         return int(time.time())
-
-    def in_background(self, job: Background) -> None:
-        """Have a job run from `start` to `close`."""
-        self._background.append(job)
 
     async def shut_down(self, timeout_s: float) -> None:
         """Take no more requests, let those that run finish, and hand back the rest."""
@@ -228,7 +215,7 @@ class Serving:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.books.idle.wait(), timeout_s)
         # Lines of batches are not handed back: they are answered after a restart.
-        await self._stop_background()
+        await self.background.stop()
         if len(self.books):
             logger.warning(
                 "%d requests did not finish in time and are handed back", len(self.books)
@@ -238,7 +225,7 @@ class Serving:
 
     async def close(self) -> None:
         """Stop the engine."""
-        await self._stop_background()
+        await self.background.stop()
         await self.engine.close()
         self._recording.close()
         if self._tracer is not None:
@@ -358,11 +345,6 @@ class Serving:
         self._recording.enter_context(self.books.recorded(recorder))
         logger.info("traffic is recorded to %s", rows.path)
 
-    async def _stop_background(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     def _load_tokenizers(self) -> Tokenizer:
         config = self.config
         if config.model.embedding_model is not None:
@@ -386,52 +368,6 @@ class Serving:
     def _on_failure(self, error: EvenflowError) -> None:
         self.books.close_all(self.clock.now_s())
         self.failed.set()
-
-    async def _watch_loop(self) -> None:
-        """Measure how late the event loop runs what is due."""
-        loop = asyncio.get_running_loop()
-        while True:
-            due_s = loop.time() + _LAG_PROBE_S
-            await asyncio.sleep(_LAG_PROBE_S)
-            self.metrics.on_loop_lag(max(0.0, loop.time() - due_s))
-
-    async def _log_summary(self) -> None:
-        while True:
-            await asyncio.sleep(_SUMMARY_S)
-            snapshot = self.metrics.snapshot
-            if snapshot is None or not (snapshot.steps or len(self.books)):
-                continue
-            now_s = self.clock.now_s()
-            logger.info(
-                "%d running, %d waiting, %.0f prompt and %.0f output tokens/s, KV %.0f %% used",
-                snapshot.num_running,
-                snapshot.num_waiting,
-                sum(self.metrics.prompt_rate.per_second(now_s).values()),
-                sum(self.metrics.generation_rate.per_second(now_s).values()),
-                100 * snapshot.kv.num_used / snapshot.kv.num_blocks,
-            )
-
-
-async def _in_daemon_thread(work: Callable[[], T]) -> T:
-    """Return what `work` returns. The end of the process does not wait for it.
-
-    It may be fetching a model, and who interrupts that wants it to end.
-    """
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is awaited
-            outcome.set_exception(error)
-
-    Thread(target=run, name=work.__name__, daemon=True).start()
-    return await asyncio.wrap_future(outcome)
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (bug := task.exception()) is not None:
-        logger.error("a background job ended", exc_info=bug)
 
 
 def prompt_id(request_id: str, position: int) -> str:
