@@ -31,6 +31,8 @@ The last line on stdout is one JSON object:
         cause, bytes and calls by direction, the share of live tokens for which there is KV memory.
     ratio_by_case: as `ratio`.
 
+On a GPU machine where evenflow is not installed: PYTHONPATH=src, --world gpu; needs pydantic.
+
 Usage: python benchmarks/context_switch.py [--world real|gpu|paper-a10|paper-a100] [--quick]
            [--rounds N] [--arms LIST] [--cases LIST] [--turns sharegpt_turns.csv.gz] [--plots DIR]
     --turns: lengths of real conversations; without it, of distributions fitted to them

@@ -11,7 +11,7 @@ from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.memory.lower_tier import LowerTier
 from evenflow.memory.residency import Residency
 from evenflow.memory.transfers import Tier, TransferEngine
-from evenflow.scheduling.policy import load_policy
+from evenflow.scheduling.policies.priority import Priority
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.scheduling.switching import SwitchOptions
 
@@ -108,7 +108,7 @@ def build_scheduler(arm: Arm, limits: Limits, transfers: TransferEngine) -> Sche
         residency=residency if arm.has_host else None,
     )
     return Scheduler(
-        load_policy("priority"),
+        Priority(),
         kv,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,

@@ -9,19 +9,14 @@ from context_switch_arms import ARMS, BASELINE, BLOCK_SIZE, Arm, Limits, build_s
 from context_switch_gpu import GpuWorld
 from context_switch_load import LoadShape
 from context_switch_run import Stage
-from evenflow.config import load_config
 from evenflow.core.clock import MonotonicClock, VirtualClock
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
-from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
-from evenflow.execution.kernels.cpu_ops import CpuOps
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.execution.torch.transfers import CpuTransfers
 from evenflow.models.registry import build_model
-from evenflow.models.sources import resolve
-from evenflow.models.weights.open import open_checkpoint
 from evenflow.simulation.executor import SimulatedExecutor
 from evenflow.simulation.links import SimulatedTransfers, host_links
 from evenflow.simulation.prompts import MAX_TOKEN_ID
@@ -105,6 +100,12 @@ class RealWorld:
     """
 
     def __init__(self, model: str, shape: LoadShape, num_blocks: int) -> None:
+        # Not above: they need packages that a machine with `--world gpu` can do without.
+        from evenflow.config import load_config
+        from evenflow.execution.kernels.cpu_ops import CpuOps
+        from evenflow.models.sources import resolve
+        from evenflow.models.weights.open import open_checkpoint
+
         config = load_config().config
         checkpoint = open_checkpoint(resolve(model, cache_dir=config.paths.cache))
         weights = checkpoint.weights(weight_cache_dir=config.paths.cache / "weights")
@@ -142,6 +143,8 @@ class RealWorld:
             store.data.zero_()  # otherwise the system hands out its pages in the middle of the run
         transfers = CpuTransfers(device, host, clock=clock)
         scheduler = build_scheduler(arm, self._limits, transfers)
+        from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
+
         executor = ModelRunner(self._model, CpuPagedAttention(device), device)
         limits = ModelLimits(self.shape.max_tokens + 1, self._spec.vocab_size)
         return Stage(Engine(scheduler, executor, clock, limits), clock, limits.vocab_size)

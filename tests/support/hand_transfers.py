@@ -18,6 +18,7 @@ class HandTransfers:
         waited: the tickets that were waited for while they were in flight, in order.
         fenced: the same for those that were fenced.
         fails: links whose tickets fail when they end because somebody waits.
+        seconds_per_block: that a transfer takes.
     """
 
     bytes_per_block = 1000
@@ -29,6 +30,7 @@ class HandTransfers:
         self.waited: list[Ticket] = []
         self.fenced: list[Ticket] = []
         self.fails: set[tuple[Tier, Tier]] = set()
+        self.seconds_per_block = SECONDS_PER_BLOCK
         self._in_flight: dict[Ticket, None] = {}
         self._outcomes: list[Outcome] = []
 
@@ -54,7 +56,7 @@ class HandTransfers:
         """End some tickets, or all that are in flight."""
         for ticket in list(self._in_flight if tickets is None else tickets):
             del self._in_flight[ticket]
-            seconds = SECONDS_PER_BLOCK * ticket.num_blocks
+            seconds = self.seconds_per_block * ticket.num_blocks
             self._outcomes.append(Outcome(ticket, seconds, failure))
 
     def poll(self) -> list[Outcome]:
@@ -80,4 +82,4 @@ class HandTransfers:
             if ticket in self._in_flight:
                 is_failing = (ticket.source, ticket.destination) in self.fails
                 self.end([ticket], "told to fail" if is_failing else None)
-        return sum(SECONDS_PER_BLOCK * ticket.num_blocks for ticket in tickets)
+        return sum(self.seconds_per_block * ticket.num_blocks for ticket in tickets)

@@ -35,6 +35,10 @@ class CacheConfig(Area):
     """KV blocks to use whatever --kv-cache-memory says, for tests and experiments; none means as
     many as fit."""
 
+    kv_cache_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of keys and values: bf16 takes half the memory of fp32 and rounds them; on a CPU it needs
+    the native kernels. auto is fp32 on a CPU, and on a GPU the type of the activations."""
+
     kv_layout: Literal["block_first", "layer_first"] = "block_first"
     """Order of KV memory: block_first makes a block one contiguous range over all layers,
     layer_first keeps a separate tensor for each layer."""

@@ -160,8 +160,26 @@ class GGUFFile:
         self.tensors: Mapping[str, GGUFTensor] = header.located(infos, self.data_offset)
 
     def rows(self, tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
-        """Return the stored bytes of a tensor, (num_rows, row_bytes), without copying."""
-        flat = np.frombuffer(self._bytes, np.uint8, tensor.num_bytes, tensor.offset)
+        """Map the stored bytes of one tensor, (num_rows, row_bytes).
+
+        The mapping is the array's own: its pages go when it goes, and what is written to it does
+        not reach the file.
+
+        Raises:
+            ModelFormatError: the file has changed since it was opened.
+        """
+        start = tensor.offset - tensor.offset % mmap.ALLOCATIONGRANULARITY
+        end = tensor.offset + tensor.num_bytes
+        try:
+            with self.path.open("rb") as file:
+                mapping = mmap.mmap(
+                    file.fileno(), end - start, access=mmap.ACCESS_COPY, offset=start
+                )
+        except (OSError, ValueError) as error:
+            raise ModelFormatError(
+                f"{self.path} has changed while it was read", why=str(error), fix="start again"
+            ) from error
+        flat = np.frombuffer(mapping, np.uint8, tensor.num_bytes, tensor.offset - start)
         return flat.reshape(tensor.num_rows, tensor.row_bytes)
 
     def fingerprint(self) -> str:

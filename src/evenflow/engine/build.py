@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,19 +14,16 @@ from evenflow.core.errors import ConfigError
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.structured import TokenGrammar
+from evenflow.engine.backends import Backend, choose_backend
 from evenflow.engine.engine import Engine
 from evenflow.engine.free_memory import free_memory_bytes
 from evenflow.engine.limits import ModelLimits
 from evenflow.engine.tiers import build_residency
-from evenflow.execution.attention import Attention
 from evenflow.execution.executor import Executor
-from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
+from evenflow.execution.kernels.cpu_kernels import cpu_kernels
 from evenflow.execution.kernels.cpu_ops import CpuOps
-from evenflow.execution.kernels.reference import ReferenceAttention
-from evenflow.execution.ops import Ops
 from evenflow.execution.structured import GrammarCompiler
 from evenflow.execution.torch.kv_store import KVStore
-from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.fairness.keys import KeyRing
 from evenflow.fairness.tenants import TenantDirectory, TenantLimits
 from evenflow.memory.kv_cache_manager import KVCacheManager
@@ -39,7 +35,7 @@ from evenflow.models.sentence import SentenceEncoder
 from evenflow.models.sources import resolve
 from evenflow.models.spec import ModelSpec
 from evenflow.models.weights.open import open_checkpoint
-from evenflow.models.weights.shapes import tensor_shapes
+from evenflow.models.weights.precision import resolve_linear
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.scheduling.switching import SwitchOptions
@@ -50,7 +46,6 @@ from evenflow.tokenization.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_MODEL_LEN = 8192
-_FP32_BYTES = 4
 
 
 @dataclass(slots=True, frozen=True)
@@ -139,22 +134,30 @@ def build_runtime(
         weights=config.model.load_format != "dummy",
         progress=progress,
     )
-    ops = CpuOps()
-    sentence, sentence_tokenizer = _load_sentence_model(config, ops, progress)
     checkpoint = open_checkpoint(files)
     spec = checkpoint.spec
-    kv_plan = _plan_kv(config, spec)
+    backend = choose_backend(config, spec)
+    sentence, sentence_tokenizer = _load_sentence_model(config, progress)
+    load_format = config.model.load_format
+    linear = resolve_linear(
+        config.execution.linear,
+        is_quantised=checkpoint.is_quantised(load_format),
+        has_native_kernels=backend.has_native_kernels,
+    )
+    kv_plan = _plan_kv(config, spec, backend, checkpoint.weight_bytes(linear, load_format))
     logger.info("kv memory: %s", kv_plan.description())
     tokenizer = load_tokenizer(files.path, chat_template=config.model.chat_template)
     weights = checkpoint.weights(
-        load_format=config.model.load_format,
+        linear=linear,
+        load_format=load_format,
         weight_cache_dir=config.paths.cache / "weights" if config.execution.weight_cache else None,
         seed=config.model.dummy_seed,
         progress=progress,
     )
-    model_name = checkpoint.fingerprint(config.model.load_format, config.model.dummy_seed)
+    model_name = checkpoint.fingerprint(load_format, config.model.dummy_seed)
     del checkpoint  # the pages of a GGUF file stay resident as long as it is open
-    model = build_model(spec, weights, ops)
+    model = build_model(spec, backend.place(weights), backend.ops())
+    del weights
     store = KVStore(
         kv_plan.num_blocks,
         spec.num_layers,
@@ -162,21 +165,24 @@ def build_runtime(
         spec.head_dim,
         config.cache.block_size,
         config.cache.kv_layout,
+        backend.kv_dtype,
+        backend.device,
     )
     clock = clock or MonotonicClock()
+    kv_bytes_of_host = 0 if store.data.is_cuda else kv_plan.num_bytes
     residency = build_residency(
         config,
         store,
-        free_bytes=max(0, free_memory_bytes() - kv_plan.num_bytes),
-        model=model_name,
+        free_bytes=max(0, free_memory_bytes() - kv_bytes_of_host),
+        model=f"{model_name} {linear} {backend.dtype}",
         clock=clock,
     )
-    attention: Attention = (
-        ReferenceAttention(store)
-        if config.execution.attention_backend == "reference"
-        else CpuPagedAttention(store)
+    executor = backend.runner(
+        model,
+        store,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_model_len=kv_plan.max_model_len,
     )
-    executor = ModelRunner(model, attention, store)
     engine = Engine(
         build_scheduler(config, kv_plan.num_blocks, residency),
         executor,
@@ -189,6 +195,7 @@ def build_runtime(
         ),
         detokenizer=partial(tokenizer.stream, after_text=True),
         salt_per_tenant=config.cache.prefix_salt_per_tenant,
+        start=executor.start if backend.starts_ahead else None,
     )
     grammars = GrammarCompiler(
         tokenizer.token_bytes,
@@ -251,7 +258,7 @@ def _load_tenants(config: EvenflowConfig) -> TenantDirectory:
 
 
 def _load_sentence_model(
-    config: EvenflowConfig, ops: Ops, progress: Progress | None
+    config: EvenflowConfig, progress: Progress | None
 ) -> tuple[SentenceEncoder, SentenceTokenizer] | tuple[None, None]:
     """Load the sentence model that the configuration names, if it names one."""
     name = config.model.embedding_model
@@ -260,21 +267,23 @@ def _load_sentence_model(
     files = resolve(
         name, cache_dir=config.paths.cache, offline=config.model.offline, progress=progress
     )
+    ops = CpuOps(cpu_kernels("auto", cache=config.paths.cache / "native"))
     return SentenceEncoder.load(files, ops), load_sentence_tokenizer(files.path)
 
 
-def _plan_kv(config: EvenflowConfig, spec: ModelSpec) -> KVPlan:
+def _plan_kv(
+    config: EvenflowConfig, spec: ModelSpec, backend: Backend, weight_bytes: int
+) -> KVPlan:
     """Cut the KV memory into blocks; a number of blocks set by hand is taken as it is."""
     cache = config.cache
     bytes_per_block = KVStore.bytes_per_block(
-        spec.num_layers, spec.num_kv_heads, spec.head_dim, cache.block_size
+        spec.num_layers, spec.num_kv_heads, spec.head_dim, cache.block_size, backend.kv_dtype
     )
     free_bytes: int | None = None
     if cache.num_blocks_override is not None:
         num_bytes = cache.num_blocks_override * bytes_per_block
     else:
-        num_parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
-        free_bytes = max(0, free_memory_bytes() - num_parameters * _FP32_BYTES)
+        free_bytes = max(0, backend.free_bytes() - weight_bytes)
         num_bytes = cache.kv_cache_bytes(free_bytes)
     return plan_kv_memory(
         num_bytes,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 from evenflow.core.clock import Clock
 from evenflow.core.errors import DuplicateRequestError, InvalidRequestError
@@ -22,7 +24,8 @@ from evenflow.engine.outputs import Delta
 from evenflow.engine.progress import CompletionProgress
 from evenflow.engine.sessions import Session, SessionTable
 from evenflow.execution.executor import Executor
-from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult
+from evenflow.scheduling.following import follow
+from evenflow.scheduling.plan import NO_TOKEN, StepPlan, StepResult, of_running
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.tokenization.detokenizer import IncrementalDetokenizer
 
@@ -50,6 +53,13 @@ class StepTimes:
     num_requests: int = 0
 
 
+class _Flight(NamedTuple):
+    """A step under way, and the function that waits for what comes out of it."""
+
+    plan: StepPlan
+    finish: Callable[[], StepResult]
+
+
 class Engine:
     """Serves requests with one scheduler and one executor. Call it from one thread.
 
@@ -62,6 +72,9 @@ class Engine:
             engine that deals in tokens only.
         salt_per_tenant: keep the prefix caches of tenants apart.
         only_ends: report only the last delta of each completion.
+        start: starts a step and returns a function that waits for what comes out of it. With it,
+            the next step is started before this one is over where nothing is to be decided in
+            between (`scheduling.following`), and is computed while callers get their tokens.
 
     Attributes:
         sessions: conversations whose KV is kept between turns. However much they keep on the
@@ -79,12 +92,17 @@ class Engine:
         detokenizer: Callable[[bool], IncrementalDetokenizer] | None = None,
         salt_per_tenant: bool = False,
         only_ends: bool = False,
+        start: Callable[[StepPlan], Callable[[], StepResult]] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.limits = limits
         self.times = StepTimes()
         self.started: list[RequestId] = []
         self._executor = executor
+        self._start = start
+        # The step that was started ahead, and when the one before it was over.
+        self._flight: _Flight | None = None
+        self._executed_s = 0.0
         self._clock = clock
         self._detokenizer = detokenizer
         self._salt_per_tenant = salt_per_tenant
@@ -105,12 +123,12 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a call of `step` has something to do or to report."""
-        return self.scheduler.has_work or bool(self._ended)
+        return self.scheduler.has_work or bool(self._ended) or self._flight is not None
 
     @property
     def is_paused(self) -> bool:
-        """Whether steps plan nothing; requests stay where they are, with their memory."""
-        return self.scheduler.is_paused
+        """Whether steps do nothing; requests stay where they are, with their memory."""
+        return self.scheduler.is_paused and self._flight is None
 
     def pause(self) -> None:
         """Have steps plan nothing until `resume`."""
@@ -136,11 +154,15 @@ class Engine:
         started_s = clock()
         if started_s >= self.next_expiry_s:
             self.expire(started_s)
-        plan = self.scheduler.schedule(started_s)
+        plan, finish = self._next_flight(started_s)
         scheduled_s = clock()
-        result = self._executor.execute(plan) if plan.num_tokens else StepResult([])
+        result = finish()
         executed_s = clock()
-        self.scheduler.switcher.after_step(plan, executed_s - scheduled_s)
+        begun_s = self._executed_s if plan.follows else scheduled_s
+        self.scheduler.switcher.after_step(plan, executed_s - begun_s)
+        self._executed_s = executed_s
+        if plan.follows:
+            plan, result = of_running(plan, result)
         sampled = self._update(plan, result, executed_s)
         updated_s = clock()
         deltas = self._emit(sampled, result)
@@ -334,6 +356,22 @@ class Engine:
         progress = CompletionProgress(user_id, index, request, detokenizer)
         self._live[request.request_id] = progress
         self._completions.setdefault(user_id, []).append(progress)
+
+    def _next_flight(self, now_s: float) -> _Flight:
+        """Return the step that runs, or else start one; and start the one after it if possible."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            plan = self.scheduler.schedule(now_s)
+            if not plan.num_tokens:
+                return _Flight(plan, partial(StepResult, []))
+            if self._start is None:
+                return _Flight(plan, partial(self._executor.execute, plan))
+            flight = _Flight(plan, self._start(plan))
+        if self._start is not None:
+            following = follow(self.scheduler, flight.plan, now_s)
+            if following is not None:
+                self._flight = _Flight(following, self._start(following))
+        return flight
 
     def _keep_for_session(self, request: Request, now_s: float) -> None:
         """A request has ended and still holds its blocks: let its session know of them."""

@@ -257,8 +257,9 @@ class SessionTable:
     def _let_go(self, session: Session) -> None:
         """What a session keeps is from now on like anything else that was computed once."""
         self._kv.unpin(session.key)
-        if self._kv.copies is not None:
-            self._kv.copies.devalue(session.contents, session.priority)
+        if self._kv.copies is not None and session.expires_s is not None:
+            last_use_s = session.expires_s - session.ttl_s
+            self._kv.copies.devalue(session.key, session.contents, session.priority, last_use_s)
         session.expires_s = None
         session.num_pinned_tokens = 0
 

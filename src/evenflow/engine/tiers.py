@@ -9,6 +9,7 @@ from evenflow.config import EvenflowConfig
 from evenflow.core.clock import Clock
 from evenflow.core.errors import ConfigError
 from evenflow.execution.disk_blocks import DiskBlocks
+from evenflow.execution.torch.cuda_transfers import CudaTransfers
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.transfers import CpuTransfers
 from evenflow.memory.lower_tier import LowerTier
@@ -26,8 +27,8 @@ def build_residency(
 
     Args:
         config: the settings.
-        device: the KV tensors.
-        free_bytes: memory that is free for KV on device and host together.
+        device: the KV tensors; if they are on a GPU, the host's are pinned.
+        free_bytes: memory of the host that is free for KV.
         model: names the weights, and nothing else has the same name.
         clock: times the transfers.
 
@@ -54,6 +55,7 @@ def build_residency(
         device.block_size,
         device.layout,
         device.data.dtype,
+        pinned=device.data.is_cuda,
     )
     tiers = [LowerTier(Tier.HOST, num_host_blocks, tenant_share=cache.tenant_host_share)]
     logger.info(
@@ -70,8 +72,9 @@ def build_residency(
             fingerprint=_fingerprint(config, device, model),
         )
         tiers.append(LowerTier(Tier.DISK, disk.num_blocks, journal=disk))
+    transfers = CudaTransfers if device.data.is_cuda else CpuTransfers
     return Residency(
-        CpuTransfers(device, host, disk, clock=clock),
+        transfers(device, host, disk, clock=clock),
         *tiers,
         by_group=cache.swap_by_group,
         keep_copies=cache.keep_host_copies,

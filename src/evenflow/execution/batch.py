@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,3 +39,14 @@ class ForwardBatch:
     def num_requests(self) -> int:
         """Requests in the step."""
         return self.context_lens.shape[0]
+
+    def to(self, place: Callable[[torch.Tensor], torch.Tensor]) -> ForwardBatch:
+        """Return the same batch with every tensor where `place` puts it."""
+        return ForwardBatch(
+            place(self.token_ids),
+            place(self.positions),
+            place(self.slot_mapping),
+            place(self.query_starts),
+            place(self.context_lens),
+            place(self.block_tables),
+        )

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 
+from evenflow.core.gguf_file import GGMLType
+
 Activation = Literal["silu", "gelu_tanh"]
 Linear = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(slots=True, frozen=True)
+class QuantisedRows:
+    """A weight as a GGUF file stores it: each row a sequence of quantised groups.
+
+    Attributes:
+        type: how the entries are stored.
+        rows: (out_features, bytes per row), uint8, contiguous; may be a view of the mapped file.
+        in_features: entries per row.
+    """
+
+    type: GGMLType
+    rows: torch.Tensor
+    in_features: int
+
+
+Weight: TypeAlias = torch.Tensor | QuantisedRows
+"""A matrix (out_features, in_features): fp32, or as a file stores it. Never written to."""
+
+Embedding: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""From ids (n,) to the rows of a table that they name, a fresh fp32 (n, in_features)."""
 
 
 class Ops(Protocol):
@@ -17,17 +42,24 @@ class Ops(Protocol):
     Every implementation computes row i of its result from row i of its input alone.
     """
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-        """Return the function x -> x @ weight.T + bias.
+    def linear(self, weights: Sequence[Weight], bias: torch.Tensor | None = None) -> Linear:
+        """Return the function x -> x @ weight.T + bias, for some weights one above the other.
 
         Args:
-            weight: (out_features, in_features), fp32; kept, or copied into another form, and never
-                written to.
-            bias: (out_features,), fp32.
+            weights: each (its out_features, in_features); kept, or copied into another form.
+            bias: (all out_features,), fp32.
 
         Returns:
-            A function from (n, in_features) to (n, out_features).
+            A function from (n, in_features) to (n, all out_features), in the order of the weights.
         """
+        ...
+
+    def embedding(self, weight: Weight) -> Embedding:
+        """Return the function ids -> weight[ids]."""
+        ...
+
+    def vocabulary(self, weight: Weight) -> tuple[Embedding, Linear]:
+        """Return the embedding and the linear of one table that serves as both."""
         ...
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from evenflow.config.scheduler import SchedulerConfig
 from evenflow.core.errors import ConfigError
 from evenflow.core.ids import DEFAULT_TENANT, TenantId
+
+if TYPE_CHECKING:
+    from evenflow.config.scheduler import SchedulerConfig
 
 OTHER_TENANT = TenantId("other")
 """Stands for all strangers beyond those the directory remembers."""

@@ -6,20 +6,24 @@
 It is a pool like the device's, with the same allocator, so that what leaves the device in long runs
 arrives in long runs.
 
-Knows: which content lies where on the tier, what each copy is worth, whose they are.
+Several may want the same copy: those who share a prefix, a session and whoever runs its next turn.
+Each has a claim of its own, and the copy is worth what the best of them says.
+
+Knows: which content lies where on the tier, what each copy is worth to whom, whose they are.
 Does not know: the device; how bytes get here.
 
 Invariants:
     A block that is written or read holds a reference and is not given away.
     What can be found is kept or being written; its hash says which bytes it holds.
+    Claims are on what can be found, and end with it.
 """
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import DEFAULT_TENANT, BlockId, TenantId
@@ -27,77 +31,9 @@ from evenflow.memory.block_pool import BlockPool
 from evenflow.memory.extents import Extent
 from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.transfers import Tier
+from evenflow.memory.worth import ByWorth, Worth
 
 _MIN_GROUP_BLOCKS = 8
-
-
-class Worth(NamedTuple):
-    """What keeping a copy is good for. The smallest goes first.
-
-    Attributes:
-        is_within_quota: whether the tenant had no more copies than its share when this was made.
-        is_awaited: whether somebody who lives is sure to come back for it.
-        urgency: of its request; the negative priority.
-        num_tokens: tokens to be computed again without it, times the chance of its return. All
-            blocks have the same size, so this stands for value by bytes; and since what follows a
-            lost block is lost too, a chain is given up from its end.
-    """
-
-    is_within_quota: bool = True
-    is_awaited: bool = False
-    urgency: int = 0
-    num_tokens: float = 0.0
-
-
-class ByWorth:
-    """Gives up what is worth least, the oldest among equals. Operations are O(log n).
-
-    Args:
-        worth_of: what a candidate is worth.
-    """
-
-    def __init__(self, worth_of: Callable[[BlockHash], Worth]) -> None:
-        self._worth_of = worth_of
-        self._worth: dict[BlockHash, tuple[Worth, int]] = {}
-        # May hold entries that `_worth` no longer confirms.
-        self._heap: list[tuple[Worth, int, BlockHash]] = []
-        self._num_added = 0
-
-    def access(self, key: BlockHash) -> None:
-        """Uses do not change what a copy is worth."""
-
-    def predict(self, key: BlockHash) -> float:
-        """Expect what is worth little to be used late."""
-        return -self._worth[key][0].num_tokens
-
-    def victim(self) -> BlockHash:
-        """Return the candidate that is worth least."""
-        while self._heap:
-            worth, number, key = self._heap[0]
-            if self._worth.get(key) == (worth, number):
-                return key
-            heapq.heappop(self._heap)
-        raise LookupError("no candidate to evict")
-
-    def add(self, key: BlockHash) -> None:
-        """Make `key` a candidate, or one that is worth something else than before."""
-        self._num_added += 1
-        worth = self._worth_of(key)
-        self._worth[key] = (worth, self._num_added)
-        heapq.heappush(self._heap, (worth, self._num_added, key))
-        if len(self._heap) > 2 * len(self._worth) + 64:
-            self._heap = [(worth, number, key) for key, (worth, number) in self._worth.items()]
-            heapq.heapify(self._heap)
-
-    def discard(self, key: BlockHash) -> None:
-        """Make `key` no candidate, if it was one."""
-        self._worth.pop(key, None)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._worth
-
-    def __len__(self) -> int:
-        return len(self._worth)
 
 
 class Journal(Protocol):
@@ -143,7 +79,8 @@ class LowerTier:
         self.num_blocks = num_blocks
         self._by_worth = ByWorth(self._worth_of)
         self._pool = BlockPool(num_blocks, self._by_worth)
-        self._worth = [Worth()] * num_blocks
+        # What the block's content is worth, by who says so.
+        self._claims: dict[BlockId, dict[Hashable, Worth]] = {}
         self._quota = tenant_share * num_blocks
         self._tenant_of: list[TenantId | None] = [None] * num_blocks
         self._num_blocks_of: Counter[TenantId] = Counter()
@@ -171,27 +108,26 @@ class LowerTier:
         tenant_id: TenantId = DEFAULT_TENANT,
         *,
         after: BlockHash | None = None,
+        below: Worth | None = None,
     ) -> list[Extent]:
         """Take blocks to write these contents into; they can be found at once.
 
-        Copies that are worth least make room. If too many blocks are in use only the first contents
-        find place.
+        Copies that are worth least make room. If that is not enough only the first contents find
+        place.
 
         Args:
             contents: none of them is here.
             tenant_id: for whom.
             after: content that comes before them in their chain. They go right behind it, if they
                 can; what begins a chain is given room to grow, so that the chain stays one run.
+            below: only copies that are worth less than this make room; None for any.
 
         Returns:
             Where they go, in order; for fewer contents if there is not enough room.
         """
-        num_blocks = min(len(contents), self.num_unheld)
+        num_blocks = self._make_room(min(len(contents), self.num_unheld), tenant_id, below)
         if not num_blocks:
             return []
-        if self._pool.num_ready < num_blocks:
-            self._pool.cool_for_run(min(num_blocks, _MIN_GROUP_BLOCKS))
-            self._pool.cool(num_blocks)
         before = None if after is None else self._pool.find(after)
         extents = [] if before is None else self._pool.allocate_behind(before, num_blocks)
         num_left = num_blocks - sum(extent.length for extent in extents)
@@ -202,7 +138,7 @@ class LowerTier:
             if self._journal is not None:
                 self._journal.forget(block_id)
             self._pool.register(content, block_id)
-            self._worth[block_id] = Worth()
+            self._claims.pop(block_id, None)
             self._charge(block_id, tenant_id)
         return extents
 
@@ -224,22 +160,44 @@ class LowerTier:
         """End what `hold` began; the content stays until the room is needed."""
         self._pool.release(block_ids)
 
-    def appraise(self, contents: Sequence[BlockHash], worth: Worth) -> None:
-        """Say what copies of a chain's blocks are worth, as far as they are here.
+    def appraise(
+        self,
+        contents: Sequence[BlockHash],
+        worth: Worth,
+        owner: Hashable = None,
+        *,
+        is_chain: bool = True,
+    ) -> None:
+        """Say what copies of successive blocks are worth to somebody, as far as they are here.
 
         Args:
-            contents: of successive blocks, up to the end of the chain.
-            worth: with the tokens that one block saves.
+            contents: of the blocks.
+            worth: of one block by itself.
+            owner: who says so, in place of what he said before.
+            is_chain: whether these are the last blocks of their chain, and what follows a lost
+                block is lost, too.
         """
         for num_behind, content in enumerate(reversed(contents), 1):
             block_id = self._pool.find(content)
             if block_id is not None:
-                self._worth[block_id] = worth._replace(
-                    is_within_quota=self._is_within_quota(block_id),
-                    num_tokens=worth.num_tokens * num_behind,
-                )
-                if content in self._by_worth:
-                    self._by_worth.add(content)
+                value = worth.value + math.log2(num_behind) if is_chain else worth.value
+                claims = self._claims.setdefault(block_id, {})
+                claims[owner] = worth._replace(value=value)
+                self._reconsider(content)
+
+    def withdraw(self, contents: Iterable[BlockHash], owner: Hashable) -> None:
+        """End what somebody said about copies."""
+        for content in contents:
+            block_id = self._pool.find(content)
+            if block_id is not None and owner in self._claims.get(block_id, ()):
+                del self._claims[block_id][owner]
+                self._reconsider(content)
+
+    def best(self, max_blocks: int) -> list[BlockHash]:
+        """Return the contents that are worth most, those first."""
+        contents = [self._pool.content_of(block_id) for block_id in self._pool.cached_ids]
+        known = [content for content in contents if content is not None]
+        return sorted(known, key=self._worth_of, reverse=True)[:max_blocks]
 
     def abandon(self, block_ids: Collection[BlockId]) -> None:
         """Let nobody find held blocks any more, because their bytes are not to be trusted."""
@@ -267,6 +225,8 @@ class LowerTier:
         counts = Counter(tenant for tenant in self._tenant_of if tenant is not None)
         if counts != +self._num_blocks_of:
             raise IntegrityError(f"tenants have {counts}, counted are {self._num_blocks_of}")
+        if not self._claims.keys() <= set(self._pool.cached_ids):
+            raise IntegrityError("somebody claims a copy that cannot be found")
 
     def _recall(self, journal: Journal) -> None:
         """Find again what an earlier process left."""
@@ -280,6 +240,7 @@ class LowerTier:
     def _lose(self, block_ids: Iterable[BlockId]) -> None:
         """Note that what blocks held can be found no more."""
         for block_id in block_ids:
+            self._claims.pop(block_id, None)
             self._charge(block_id, None)
             if self._journal is not None:
                 self._journal.forget(block_id)
@@ -293,9 +254,30 @@ class LowerTier:
         if tenant_id is not None:
             self._num_blocks_of[tenant_id] += 1
 
+    def _make_room(self, num_blocks: int, tenant_id: TenantId, below: Worth | None) -> int:
+        """Give up copies until so many blocks are ready, or `below` forbids it; return how many."""
+        pool = self._pool
+        if below is None:
+            if pool.num_ready < num_blocks:
+                pool.cool_for_run(min(num_blocks, _MIN_GROUP_BLOCKS))
+                pool.cool(num_blocks)
+            return num_blocks
+        below = below._replace(is_within_quota=self._num_blocks_of[tenant_id] < self._quota)
+        while pool.num_ready < num_blocks and self._by_worth and self._by_worth.least() < below:
+            pool.cool(pool.num_ready + 1)
+        return min(num_blocks, pool.num_ready)
+
+    def _reconsider(self, content: BlockHash) -> None:
+        """Rank a copy by what it is worth now, if it may be given up at all."""
+        if content in self._by_worth:
+            self._by_worth.add(content)
+
     def _worth_of(self, content: BlockHash) -> Worth:
         block_id = self._pool.find(content)
-        return Worth() if block_id is None else self._worth[block_id]
+        if block_id is None:
+            return Worth()
+        worth = max(self._claims.get(block_id, {}).values(), default=Worth())
+        return worth._replace(is_within_quota=self._is_within_quota(block_id))
 
     def _is_within_quota(self, block_id: BlockId) -> bool:
         tenant_id = self._tenant_of[block_id]

@@ -1,4 +1,10 @@
-"""The copies of each request's KV on lower tiers.
+"""The copies of each request's KV on lower tiers, and what they are worth to it.
+
+    running   copies may save writing later, and are worth less than what others have only here
+       │ leave             ▲ back
+       ▼                   │
+    away      all of them are awaited, by priority
+    ended     its session may have another turn, or somebody come with the same beginning
 
 Knows: how a request's blocks are called, and how many of them were written back already.
 Does not know: who leaves or returns; the device's pool.
@@ -6,22 +12,23 @@ Does not know: who leaves or returns; the device's pool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import BlockId, RequestId
 from evenflow.core.request import Request
 from evenflow.memory.block_table import BlockTable
-from evenflow.memory.lower_tier import Worth
 from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.request_prefixes import RequestPrefixes
 from evenflow.memory.residency import Place, Residency, Stored
-
-CHANCE_OF_SESSION = 0.5
-"""That a session has another turn while its copies are there."""
-
-CHANCE_OF_STRANGER = 0.1
-"""That somebody comes with the prefix of a request that has ended."""
+from evenflow.memory.worth import (
+    CHANCE_OF_DEPARTURE,
+    CHANCE_OF_SESSION,
+    CHANCE_OF_STRANGER,
+    Worth,
+    awaited,
+    hoped_for,
+)
 
 
 class RequestCopies:
@@ -54,36 +61,75 @@ class RequestCopies:
         self._unfull: dict[RequestId, BlockHash] = {}
         # How requests left that are away.
         self._departures: dict[RequestId, Stored] = {}
+        # Of which leading blocks requests that live have said what copies are worth to them.
+        self._claimed: dict[RequestId, list[BlockHash]] = {}
 
     def num_dirty(self, request: Request) -> int:
         """Return how many blocks of a request's KV have no copy on the host."""
         contents = self._prefixes.contents(request, request.num_computed_tokens)
         return len(contents) - self.residency.num_clean(contents)
 
-    def store(self, request: Request) -> Stored:
-        """Copy to the host what is not there of a request that is about to leave, or ends.
+    def leave(self, request: Request) -> Stored:
+        """Copy to the host what is not there of a request that loses its place on the device.
 
         What it holds may be given away at once.
         """
-        self.drop_unfull(request.request_id)
-        num_tokens = request.num_computed_tokens
-        if request.is_finished:
-            num_tokens -= num_tokens % self._block_size  # nobody will ask for the rest
+        request_id, num_tokens = request.request_id, request.num_computed_tokens
+        self.drop_unfull(request_id)
         contents = self._prefixes.contents(request, num_tokens)
         if contents and num_tokens % self._block_size:
-            self._unfull[request.request_id] = contents[-1]
-        table = self._tables[request.request_id]
-        stored = self.residency.store(
-            contents, table.ids[: len(contents)].tolist(), request.tenant_id, self._worth(request)
-        )
-        if not request.is_finished:
-            self._departures[request.request_id] = stored
+            self._unfull[request_id] = contents[-1]
+        stored = self._departures[request_id] = self._store(request, contents)
+        self._claimed[request_id] = contents
+        self.reappraise(request)
         return stored
 
-    def loss(self, request_id: RequestId) -> str | None:
-        """Return why what a request stored when it left was not written, if so; it is back now."""
-        stored = self._departures.pop(request_id, None)
-        return None if stored is None else stored.failure
+    def reappraise(self, request: Request) -> None:
+        """Say anew what the copies of a request are worth, if it is away."""
+        request_id = request.request_id
+        if request_id in self._departures:
+            worth = awaited(self._block_size, -request.priority)
+            self.residency.host.appraise(self._claimed[request_id], worth, request_id)
+
+    def back(self, request: Request, now_s: float) -> str | None:
+        """Note that a request has its KV on the device, as far as there is any.
+
+        Returns:
+            Why what it stored when it left was not written, if so.
+        """
+        stored = self._departures.pop(request.request_id, None)
+        if stored is None:
+            return None
+        self._claim_spare(request, self._claimed[request.request_id], now_s)
+        return stored.failure
+
+    def keep(self, request: Request) -> Stored:
+        """Copy to the host the full blocks that are not there of a request that has ended.
+
+        What it holds may be given away at once.
+        """
+        num_full = request.num_computed_tokens // self._block_size
+        return self._store(request, self._prefixes.contents(request, num_full * self._block_size))
+
+    def end(self, request: Request, now_s: float) -> None:
+        """Say what the copies of a request are worth now that it has ended.
+
+        Args:
+            request: may still hold its blocks.
+            now_s: the time.
+        """
+        request_id = request.request_id
+        self.drop_unfull(request_id)
+        self._departures.pop(request_id, None)
+        claimed = self._claimed.pop(request_id, [])
+        self.residency.host.withdraw(claimed, request_id)
+        contents = self._prefixes.contents(request, request.num_computed_tokens)
+        contents = max(contents, claimed, key=len)
+        owner, chance = None, CHANCE_OF_STRANGER
+        if request.session_id is not None:
+            owner, chance = (request.tenant_id, request.session_id), CHANCE_OF_SESSION
+        worth = hoped_for(self._block_size, chance, -request.priority, now_s)
+        self.residency.host.appraise(contents, worth, owner)
 
     def drop_unfull(self, request_id: RequestId) -> None:
         """Give up the copy of a last block that was not full when its request left the last time.
@@ -94,8 +140,11 @@ class RequestCopies:
         if stale is not None:
             self.residency.distrust([stale])
 
-    def write_back(self, request: Request, max_blocks: int) -> int:
-        """Copy full blocks to the host while the request goes on; return how many."""
+    def write_back(self, request: Request, max_blocks: int, now_s: float) -> int:
+        """Copy full blocks to the host while the request goes on; return how many.
+
+        Only what is worth less makes room: these are copies of what is on the device as well.
+        """
         first = self._num_written_back.get(request.request_id, 0)
         stop = min(request.num_computed_tokens // self._block_size, first + max_blocks)
         if stop <= first:
@@ -108,9 +157,13 @@ class RequestCopies:
         after = None
         if first:
             (after,) = self._prefixes.contents(request, first * self._block_size, first - 1)
-        return self.residency.store(
-            contents, block_ids, request.tenant_id, self._worth(request), after=after
-        ).num_written
+        worth = self._spare_worth(request, now_s)
+        stored = self.residency.store(
+            contents, block_ids, request.tenant_id, after=after, below=worth
+        )
+        self._claimed.setdefault(request.request_id, [])[first:stop] = contents
+        self._claim_spare(request, contents, now_s)
+        return stored.num_written
 
     def num_loadable_tokens(self, request: Request, num_tokens_here: int) -> int:
         """Return how many tokens `load` would bring behind those that are on the device."""
@@ -139,15 +192,22 @@ class RequestCopies:
         """Return whether KV of a request is on its way to the device."""
         return request_id in self.residency.arrivals
 
-    def devalue(self, contents: Sequence[BlockHash], priority: int) -> None:
-        """Say that nobody is known to come back for a chain, which was kept at a priority."""
-        num_tokens = CHANCE_OF_STRANGER * self._block_size
-        self.residency.host.appraise(contents, Worth(urgency=-priority, num_tokens=num_tokens))
+    def devalue(
+        self, session: Hashable, contents: Sequence[BlockHash], priority: int, last_use_s: float
+    ) -> None:
+        """Say that a session is not expected to come back for a chain.
 
-    def appraise(self, request: Request) -> None:
-        """Say anew what the copies of a request are worth, because it has ended."""
-        contents = self._prefixes.contents(request, request.num_computed_tokens)
-        self.residency.host.appraise(contents, self._worth(request))
+        Args:
+            session: its tenant and id.
+            contents: the chain.
+            priority: at which it was kept.
+            last_use_s: when its last turn ended.
+        """
+        host = self.residency.host
+        host.withdraw(contents, session)
+        host.appraise(
+            contents, hoped_for(self._block_size, CHANCE_OF_STRANGER, -priority, last_use_s)
+        )
 
     def disown(self, request: Request) -> None:
         """Let nobody find copies of a request, because its content is not to be trusted."""
@@ -177,12 +237,15 @@ class RequestCopies:
         contents = self._prefixes.contents(request, request.num_tokens - 1, num_blocks_here)
         return self.residency.find(contents)
 
-    def _worth(self, request: Request) -> Worth:
-        chance = 1.0
-        if request.is_finished:
-            chance = CHANCE_OF_SESSION if request.session_id else CHANCE_OF_STRANGER
-        return Worth(
-            is_awaited=not request.is_finished,
-            urgency=-request.priority,
-            num_tokens=chance * self._block_size,
-        )
+    def _store(self, request: Request, contents: Sequence[BlockHash]) -> Stored:
+        block_ids = self._tables[request.request_id].ids[: len(contents)].tolist()
+        return self.residency.store(contents, block_ids, request.tenant_id)
+
+    def _claim_spare(self, request: Request, contents: Sequence[BlockHash], now_s: float) -> None:
+        worth = self._spare_worth(request, now_s)
+        host = self.residency.host
+        host.appraise(contents, worth, request.request_id, is_chain=False)
+
+    def _spare_worth(self, request: Request, now_s: float) -> Worth:
+        """Return what a copy is worth of what a running request has on the device."""
+        return hoped_for(self._block_size, CHANCE_OF_DEPARTURE, -request.priority, now_s)

@@ -27,10 +27,11 @@ from dataclasses import dataclass, field
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import BlockId, RequestId, TenantId
 from evenflow.memory.extents import Extent, coalesce, intersect
-from evenflow.memory.lower_tier import LowerTier, Worth
+from evenflow.memory.lower_tier import LowerTier
 from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.transfer_stats import TransferStats
 from evenflow.memory.transfers import Copy, Outcome, Ticket, Tier, TransferEngine, overlapping
+from evenflow.memory.worth import Worth
 
 Place = tuple[LowerTier, BlockId]
 """Where a copy lies."""
@@ -39,7 +40,11 @@ _SPILL_BLOCKS = 32
 """Most blocks that go to disk with one ticket: a load never waits for more than that."""
 
 _MAX_SPILLABLE = 4096
-"""Copies that are remembered as not being on disk yet; beyond that the oldest stay off it."""
+"""Copies that are remembered as not being on disk yet; beyond that the oldest stay off it until the
+end."""
+
+_MAX_FAREWELL_S = 4.0
+"""Longest time for which the end is held up by copies that are not on disk yet."""
 
 
 @dataclass(slots=True)
@@ -157,18 +162,20 @@ class Residency:
         contents: Sequence[BlockHash],
         block_ids: Sequence[BlockId],
         tenant_id: TenantId,
-        worth: Worth,
         *,
         after: BlockHash | None = None,
+        below: Worth | None = None,
     ) -> Stored:
         """Copy device blocks to the host, as far as their content is not there yet.
+
+        What the copies are worth is for the caller to say, by `host.appraise`.
 
         Args:
             contents: of successive blocks of a chain.
             block_ids: where they lie on the device; they may be given away at once.
             tenant_id: whose they are.
-            worth: of the copies.
             after: content that comes before them in the chain.
+            below: only copies that are worth less than this make room; None for any.
         """
         places = [self.host.find(content) for content in contents]
         clean = [place for place in places if place is not None]
@@ -184,6 +191,7 @@ class Residency:
             [content for content, _ in dirty],
             tenant_id,
             after=contents[first - 1] if first else after,
+            below=below,
         )
         self.host.release(clean)
         host_ids = _block_ids(extents)
@@ -196,7 +204,6 @@ class Residency:
             self._note_write(ticket, _Write(self.host, host_ids, stored=stored))
             if self.disk is not None:
                 self._spillable.extend(content for content, _ in written)
-        self.host.appraise(contents, worth)
         return stored
 
     def find(self, contents: Iterable[BlockHash]) -> list[Place]:
@@ -319,9 +326,12 @@ class Residency:
             tier.clear()
 
     def close(self) -> None:
-        """Let what is in flight end and be recorded, then give up threads and files."""
-        self.transfers.wait(list(self.transfers.in_flight))
-        self.poll()
+        """Let what is in flight end and be recorded, then give up threads and files.
+
+        Before that the disk gets what the host has, as far as there is time.
+        """
+        self._finish()
+        self._spill_all()
         self.transfers.close()
         for tier in self._tiers:
             tier.close()
@@ -343,6 +353,28 @@ class Residency:
             pending = [ticket for ticket in arrival.tickets if ticket in self._jobs]
             if len(pending) != arrival.num_pending:
                 raise IntegrityError(f"{name} waits for {arrival.num_pending}, not {len(pending)}")
+
+    def _finish(self) -> float:
+        """Wait until nothing is in flight; return how many seconds that took."""
+        waited_s = self.transfers.wait(list(self.transfers.in_flight))
+        self.poll()
+        return waited_s
+
+    def _spill_all(self) -> None:
+        """Copy to disk what is worth most on the host, without giving up any of it there."""
+        disk = self.disk
+        if disk is None:
+            return
+        contents = self.host.best(disk.num_blocks)
+        places = [(content, disk.find(content)) for content in contents]
+        held = [block_id for _, block_id in places if block_id is not None]
+        disk.hold(held)
+        self._spillable = deque(content for content, block_id in places if block_id is None)
+        left_s = _MAX_FAREWELL_S
+        while self._spillable and left_s > 0:
+            self.spill()
+            left_s -= self._finish()
+        disk.release(held)
 
     def _submit(
         self,

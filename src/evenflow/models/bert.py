@@ -154,17 +154,17 @@ class _Layer:
     """One post-norm layer: x = norm(x + attention(x)); x = norm(x + mlp(x))."""
 
     def __init__(self, spec: BertSpec, weights: WeightSource, ops: Ops, prefix: str) -> None:
-        def stacked(kind: str) -> torch.Tensor:
-            names = (f"{prefix}.attention.self.{name}.{kind}" for name in ("query", "key", "value"))
-            return torch.cat([weights.tensor(name) for name in names])
-
         tensor = weights.tensor
+        qkv = [f"{prefix}.attention.self.{name}" for name in ("query", "key", "value")]
         linears = (
             f"{prefix}.{name}.dense" for name in ("attention.output", "intermediate", "output")
         )
-        self._qkv = ops.linear(stacked("weight"), stacked("bias"))
+        self._qkv = ops.linear(
+            [tensor(f"{name}.weight") for name in qkv],
+            torch.cat([tensor(f"{name}.bias") for name in qkv]),
+        )
         self._output, self._up, self._down = (
-            ops.linear(tensor(f"{name}.weight"), tensor(f"{name}.bias")) for name in linears
+            ops.linear([tensor(f"{name}.weight")], tensor(f"{name}.bias")) for name in linears
         )
         self._attention_norm = _LayerNorm(weights, f"{prefix}.attention.output.LayerNorm", spec)
         self._mlp_norm = _LayerNorm(weights, f"{prefix}.output.LayerNorm", spec)

@@ -18,7 +18,7 @@ import torch
 
 from evenflow.execution.attention import Attention
 from evenflow.execution.batch import ForwardBatch
-from evenflow.execution.ops import Linear, Ops
+from evenflow.execution.ops import Linear, Ops, Weight
 from evenflow.models.rotary import RotaryTable, Rotation
 from evenflow.models.spec import ModelSpec
 from evenflow.models.weights.source import WeightSource
@@ -43,29 +43,30 @@ class Parts:
 
     def linear(self, *names: str, bias: bool = False) -> Linear:
         """Build one linear whose outputs are those of the named projections side by side."""
+        biases = [self.weights.tensor(f"{name}.bias") for name in names] if bias else []
         return self.ops.linear(
-            self._stacked(names, "weight"), self._stacked(names, "bias") if bias else None
+            [self.weight(f"{name}.weight") for name in names], torch.cat(biases) if biases else None
         )
 
-    def _stacked(self, names: tuple[str, ...], kind: str) -> torch.Tensor:
-        if len(names) == 1:
-            return self.weights.tensor(f"{names[0]}.{kind}")
-        return torch.cat([self.weights.tensor(f"{name}.{kind}") for name in names])
+    def weight(self, name: str) -> Weight:
+        """Read the matrix of a linear or an embedding in the form the source holds it in."""
+        return self.weights.stored(name) or self.weights.tensor(name)
 
 
 class Vocabulary:
-    """Both ends of a model: token ids to vectors, and vectors to scores of token ids."""
+    """Both ends of a model.
+
+    Attributes:
+        embed: token ids (num_tokens,) to vectors, a fresh (num_tokens, hidden_size).
+        logits: vectors to the scores of all token ids.
+    """
 
     def __init__(self, parts: Parts) -> None:
-        self._embedding = parts.weights.tensor("model.embed_tokens.weight")
+        table = parts.weight("model.embed_tokens.weight")
         if parts.spec.tie_word_embeddings:
-            self.logits = parts.ops.linear(self._embedding)
+            self.embed, self.logits = parts.ops.vocabulary(table)
         else:
-            self.logits = parts.linear("lm_head")
-
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Return a fresh (num_tokens, hidden_size) for token ids (num_tokens,)."""
-        return self._embedding.index_select(0, token_ids)
+            self.embed, self.logits = parts.ops.embedding(table), parts.linear("lm_head")
 
 
 class SelfAttention:
@@ -192,12 +193,12 @@ class Decoder:
         self._ops = parts.ops
         self._eps = parts.spec.rms_norm_eps
         self._vocabulary = Vocabulary(parts)
-        self._rotary = RotaryTable.from_spec(parts.spec)
         norm = parts.weights.tensor
         layers = [f"model.layers.{layer}" for layer in range(parts.spec.num_layers)]
         input_norms = [norm(f"{layer}.input_layernorm.weight") for layer in layers]
         input_norms.append(norm("model.norm.weight"))
         self._first_norm = input_norms[0]
+        self._rotary = RotaryTable.from_spec(parts.spec, self._first_norm.device)
         self._layers = [
             _Layer(
                 attention=attention(index),

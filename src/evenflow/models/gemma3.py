@@ -58,11 +58,15 @@ class Gemma3:
         self._eps = spec.rms_norm_eps
         self._vocabulary = Vocabulary(parts)
         self._embedding_scale = spec.hidden_size**0.5
-        self._global_rotary = RotaryTable.from_spec(spec)
-        self._local_rotary = RotaryTable(
-            spec.head_dim, spec.local_rope_theta or spec.rope_theta, spec.max_position_embeddings
-        )
         self._first_norm = _norm(weights, "model.layers.0.input_layernorm")
+        device = self._first_norm.device
+        self._global_rotary = RotaryTable.from_spec(spec, device)
+        self._local_rotary = RotaryTable(
+            spec.head_dim,
+            spec.local_rope_theta or spec.rope_theta,
+            spec.max_position_embeddings,
+            device=device,
+        )
         self._layers = [_build_layer(parts, layer) for layer in range(spec.num_layers)]
 
     def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:

@@ -28,20 +28,32 @@ class RotaryTable:
         theta: base of the frequencies.
         num_positions: rows of the table.
         scaling: stretch of the frequencies.
+        device: where positions will be.
     """
 
     def __init__(
-        self, head_dim: int, theta: float, num_positions: int, scaling: RopeScaling | None = None
+        self,
+        head_dim: int,
+        theta: float,
+        num_positions: int,
+        scaling: RopeScaling | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         frequencies, magnitude = rotary_frequencies(head_dim, theta, scaling)
         angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
-        self._cos = angles.cos().mul_(magnitude)
-        self._sin = angles.sin_().mul_(magnitude)
+        self._cos = angles.cos().mul_(magnitude).to(device)
+        self._sin = angles.sin_().mul_(magnitude).to(device)
 
     @classmethod
-    def from_spec(cls, spec: ModelSpec) -> RotaryTable:
+    def from_spec(cls, spec: ModelSpec, device: torch.device | str = "cpu") -> RotaryTable:
         """Build the table of a model whose layers all rotate alike."""
-        return cls(spec.head_dim, spec.rope_theta, spec.max_position_embeddings, spec.rope_scaling)
+        return cls(
+            spec.head_dim,
+            spec.rope_theta,
+            spec.max_position_embeddings,
+            spec.rope_scaling,
+            device,
+        )
 
     def rows(self, positions: torch.Tensor) -> Rotation:
         """Gather the rotation of each token; once per step serves all layers.

@@ -26,10 +26,10 @@ from collections import Counter
 from heapq import heappop, heappush, heapreplace
 
 from evenflow.core.errors import IntegrityError
-from evenflow.core.events import WaitReason
 from evenflow.core.ids import TenantId
 from evenflow.core.request import Request
 from evenflow.core.status import RequestStatus
+from evenflow.scheduling.following import ranks_stand_still, stands_still
 from evenflow.scheduling.policy import RankKey
 from evenflow.scheduling.scheduler import Scheduler
 
@@ -101,7 +101,9 @@ class Coast:
         scheduler = self._scheduler
         if not self._ends or len(self._base) != len(scheduler.running):
             return 0
-        if scheduler.running is not self._running or not _stands_still(scheduler):
+        if scheduler.running is not self._running or not (
+            _may_coast(scheduler) and stands_still(scheduler)
+        ):
             return 0
         return self._steps_within_memory(self._ends[0] - self._step)
 
@@ -247,32 +249,7 @@ class Coast:
 
 def _may_coast(scheduler: Scheduler) -> bool:
     """Return whether nothing but a request's own tokens concerns those who decode."""
-    policy, kv = scheduler.policy, scheduler.kv
-    if policy.rank_changes_with_time or policy.ranks_tenants:
+    kv = scheduler.kv
+    if not ranks_stand_still(scheduler):
         return False  # with every token, tenants may change places
     return not kv.has_shared_tables and kv.residency is None and not scheduler.is_paused
-
-
-def _stands_still(scheduler: Scheduler) -> bool:
-    """Return whether nobody who waits could be started as long as the same requests run."""
-    if not _may_coast(scheduler):
-        return False
-    if not scheduler.waiting:
-        return True
-    # A full block that becomes known may be what a request at the door was waiting for.
-    may_find_blocks = scheduler.lacking is WaitReason.MEMORY and scheduler.kv.enable_prefix_caching
-    # Prompts are through, so that there are tokens again.
-    has_tokens = scheduler.lacking is WaitReason.TOKENS
-    if scheduler.lacking is None or may_find_blocks or has_tokens:
-        return False
-    return not _may_displace(scheduler)
-
-
-def _may_displace(scheduler: Scheduler) -> bool:
-    """Return whether who waits may take the place of somebody, now or when a switch is due."""
-    view = scheduler.view(_ANY_TIME_S)
-    first = scheduler.waiting.first(view, scheduler.seats.full)
-    if first is None or not scheduler.running:
-        return False
-    last = scheduler.policy.victims(scheduler.running)[0]
-    return scheduler.policy.displaces(first, last, view)

@@ -331,7 +331,7 @@ class Residents:
             request.num_cached_tokens = request.num_computed_tokens
         request.num_settled_tokens = max(request.num_settled_tokens, request.num_computed_tokens)
         self._account.promise(request)
-        loss = self._switcher.loss_of(request)
+        loss = self._switcher.back(request, now_s)
         resumed = request.num_preemptions > 0
         if not resumed:
             self._started.append(request.request_id)

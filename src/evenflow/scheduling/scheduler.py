@@ -167,6 +167,7 @@ class Scheduler:
             return
         request.priority = priority
         self.residents.rerank()
+        self.switcher.rerank(request)
         self._door.rerank(request, self.view(now_s))
 
     @property
@@ -205,12 +206,14 @@ class Scheduler:
             self.plan,
             reversed(residents.running),
             lambda: self.waiting.first(view, self.seats.full),
+            now_s,
         )
         return self.plan
 
     def update(self, plan: StepPlan, token_ids: Sequence[int], now_s: float) -> None:
         """Take in a step: advance everybody, append sampled tokens, finish who is done."""
         self._account.hold(self.running, now_s - self._planned_s)
+        self._planned_s = now_s  # a step that follows is planned already
         commit = self.kv.commit
         num_output_tokens = self.service.num_output_tokens
         for request, count, token_id in zip(
@@ -253,7 +256,7 @@ class Scheduler:
             self.kv.disown(request.request_id)
         if self.before_free is not None:
             self.before_free(request, now_s)
-        self.switcher.end(request)
+        self.switcher.end(request, now_s)
         self.kv.free(request.request_id)
         self._door.release_siblings(request, self.view(now_s))
 

@@ -67,7 +67,7 @@ class Swapper(Switcher):
             return super().leave(request)
         num_blocks = self._kv.num_held_blocks(request.request_id)
         cost_s = self._round_trip_s(request)
-        stored = self._copies.store(request)
+        stored = self._copies.leave(request)
         self._time_store(stored)
         self._let_go(request)
         words = (
@@ -78,22 +78,23 @@ class Swapper(Switcher):
             words += f", {stored.num_left_out} lost because the host has no room"
         return Departure("swap", words, cost_s, self._num_bytes(stored.num_written))
 
-    def end(self, request: Request) -> None:
+    def end(self, request: Request, now_s: float) -> None:
         """Keep what a session may need of a request that has ended and still holds its blocks."""
-        self._copies.drop_unfull(request.request_id)
-        self._copies.loss(request.request_id)
-        if not self._kv.holds(request.request_id):
-            return
-        if request.status is RequestStatus.FINISHED_ERROR:
-            self._copies.disown(request)
-        elif request.session_id is not None and request.status.finish_reason in ("stop", "length"):
-            self._time_store(self._copies.store(request))
-        else:
-            self._copies.appraise(request)
+        if self._kv.holds(request.request_id):
+            is_whole = request.status.finish_reason in ("stop", "length")
+            if request.status is RequestStatus.FINISHED_ERROR:
+                self._copies.disown(request)
+            elif request.session_id is not None and is_whole:
+                self._time_store(self._copies.keep(request))
+        self._copies.end(request, now_s)
 
-    def loss_of(self, request: Request) -> str | None:
-        """Return why the KV of a request that is back was not kept while it was away, if so."""
-        return self._copies.loss(request.request_id)
+    def back(self, request: Request, now_s: float) -> str | None:
+        """Note that a request runs; return why its KV was not kept while it was away, if so."""
+        return self._copies.back(request, now_s)
+
+    def rerank(self, request: Request) -> None:
+        """Take in that a request has another priority."""
+        self._copies.reappraise(request)
 
     def enter(self, request: Request, num_running: int) -> int | None:
         """Give a request memory, and send for what is worth loading; see `KVCacheManager.admit`."""
@@ -159,6 +160,7 @@ class Swapper(Switcher):
         plan: StepPlan,
         spare: Iterable[Request],
         next_up: Callable[[], Request | None],
+        now_s: float,
     ) -> None:
         """See to it that a step may write where it will, and use what the links have to spare.
 
@@ -166,6 +168,7 @@ class Swapper(Switcher):
             plan: what is about to be computed.
             spare: running requests, those first that are likely to leave.
             next_up: returns who is likely to enter next.
+            now_s: the time.
         """
         residency = self._residency
         if residency.is_busy:
@@ -174,7 +177,7 @@ class Swapper(Switcher):
                 self.num_conflicts += len(tickets)
                 self.stall_s["conflict"] += residency.transfers.fence(tickets)
         elif self._slowdown < _MAX_SLOWDOWN:
-            self._work_ahead(spare, next_up)
+            self._work_ahead(spare, next_up, now_s)
         residency.spill()
         self._is_step_beside = residency.is_busy
 
@@ -244,7 +247,9 @@ class Swapper(Switcher):
         if timing == "between" or not self._store_choice.beside(self._slowdown * store_s, store_s):
             self.stall_s["swap_out"] += self._residency.transfers.wait([stored.ticket])
 
-    def _work_ahead(self, spare: Iterable[Request], next_up: Callable[[], Request | None]) -> None:
+    def _work_ahead(
+        self, spare: Iterable[Request], next_up: Callable[[], Request | None], now_s: float
+    ) -> None:
         """Move blocks before they have to, while the links are idle."""
         if self._prefetcher is not None and (request := next_up()) is not None:
             self._prefetcher.start(request, _PREFETCH_BLOCKS)
@@ -252,7 +257,7 @@ class Swapper(Switcher):
         for request in spare:
             if left <= 0:
                 return
-            left -= self._copies.write_back(request, left)
+            left -= self._copies.write_back(request, left, now_s)
 
 
 def switcher_for(kv: KVCacheManager, options: SwitchOptions) -> Switcher:
@@ -263,8 +268,7 @@ def switcher_for(kv: KVCacheManager, options: SwitchOptions) -> Switcher:
 def _written_extents(plan: StepPlan, block_size: int) -> list[Extent]:
     """Return the blocks that a step writes into."""
     written: set[int] = {destination for _, destination in plan.copies}
-    for request, count, table in zip(plan.requests, plan.num_new_tokens, plan.tables, strict=True):
-        first = request.num_computed_tokens
+    for first, count, table in zip(plan.starts, plan.num_new_tokens, plan.tables, strict=True):
         stop = -(-(first + count) // block_size)
         written.update(table.ids[first // block_size : stop].tolist())
     return coalesce(sorted(written))

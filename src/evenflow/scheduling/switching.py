@@ -101,12 +101,15 @@ class Switcher:
         self._let_go(request)
         return Departure("recompute", f"gave back {counted(num_blocks, 'block')}", cost_s)
 
-    def end(self, request: Request) -> None:
+    def end(self, request: Request, now_s: float) -> None:
         """Keep what may be needed of a request that has ended and still holds its blocks."""
 
-    def loss_of(self, request: Request) -> str | None:
-        """Return why the KV of a request that is back was not kept while it was away, if so."""
+    def back(self, request: Request, now_s: float) -> str | None:
+        """Note that a request runs; return why its KV was not kept while it was away, if so."""
         return None
+
+    def rerank(self, request: Request) -> None:
+        """Take in that a request has another priority."""
 
     def enter(self, request: Request, num_running: int) -> int | None:
         """Give a request memory, and send for what is worth loading; see `KVCacheManager.admit`."""
@@ -145,6 +148,7 @@ class Switcher:
         plan: StepPlan,
         spare: Iterable[Request],
         next_up: Callable[[], Request | None],
+        now_s: float,
     ) -> None:
         """See to it that a step may write where it will, and use what the links have to spare.
 
@@ -152,6 +156,7 @@ class Switcher:
             plan: what is about to be computed.
             spare: running requests, those first that are likely to leave.
             next_up: returns who is likely to enter next.
+            now_s: the time.
         """
 
     def rest(self) -> bool:

@@ -14,6 +14,8 @@ from evenflow.core.errors import ModelFormatError, ModelNotFoundError
 from evenflow.core.gguf_file import GGML_TYPES, GGUFFile
 from support.gguf_files import write_gguf, write_tiny
 
+MAPS = Path("/proc/self/maps")
+
 
 def assert_equal_to_reference(path: Path) -> None:
     """Compare every entry and tensor with what gguf-py reads."""
@@ -97,6 +99,36 @@ def test_gguf_file_refuses_missing_data(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-64])
     with pytest.raises(ModelFormatError, match="ends at byte"):
         GGUFFile(path)
+
+
+def test_rows_may_be_written_to_and_the_file_stays(tmp_path: Path) -> None:
+    file = GGUFFile(write_tiny(tmp_path / "m.gguf", "llama"))
+    tensor = file.tensors["blk.1.attn_k.weight"]
+    rows = file.rows(tensor)
+    before = rows.copy()
+    rows[:] = 0
+    assert np.array_equal(file.rows(tensor), before)
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="reads what Linux says of a process")
+def test_rows_are_mapped_no_longer_than_they_are_needed(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", "llama")
+    file = GGUFFile(path)
+    rows = [file.rows(tensor) for tensor in file.tensors.values()]
+    assert MAPS.read_text().count(str(path)) == 1 + len(rows)
+    del rows
+    assert MAPS.read_text().count(str(path)) == 1
+
+
+def test_rows_of_a_file_that_was_cut_meanwhile_are_refused(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", "llama")
+    file = GGUFFile(path)
+    shorter = tmp_path / "shorter"
+    shorter.write_bytes(path.read_bytes()[:-64])
+    shorter.replace(path)
+    last = max(file.tensors.values(), key=lambda tensor: tensor.offset)
+    with pytest.raises(ModelFormatError, match="has changed"):
+        file.rows(last)
 
 
 def test_gguf_file_refuses_missing_file(tmp_path: Path) -> None:

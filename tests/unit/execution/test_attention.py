@@ -1,4 +1,4 @@
-"""Every attention back end against the slow oracle, and the bits of the CPU back end."""
+"""Attention over every set of CPU kernels against the slow oracle, and its bits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.reference import ReferenceAttention
 from evenflow.execution.torch.kv_store import KVLayout, KVStore
+from support.kernel_sets import KERNEL_SETS, kernel_set
 
-BACK_ENDS = {"cpu": CpuPagedAttention}
 NUM_LAYERS = 2
 LAYER = 1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Make = Callable[[KVStore], Attention]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Case:
     window: int | None = None
     layout: KVLayout = "block_first"
     scattered: bool = True
+    dtype: torch.dtype = torch.float32
 
     @property
     def scale(self) -> float:
@@ -82,7 +86,13 @@ def build(case: Case, names: tuple[int, ...] | None = None) -> Scene:
     num_blocks = [-(-context // case.block_size) for context, _ in case.requests]
     total = sum(num_blocks) + 3
     store = KVStore(
-        total, NUM_LAYERS, case.num_kv_heads, case.head_dim, case.block_size, case.layout
+        total,
+        NUM_LAYERS,
+        case.num_kv_heads,
+        case.head_dim,
+        case.block_size,
+        case.layout,
+        case.dtype,
     )
     store.poison(range(total))
     order = torch.arange(total)
@@ -137,6 +147,8 @@ CASES = {
     "many_heads_per_group": Case(((70, 10), (90, 1)), 2, 8, 80, 32),
     "wide_heads": Case(((200, 100), (130, 1)), 1, 4, 256, 32),
     "odd_head_dim": Case(((70, 10), (90, 1)), 1, 2, 20, 5),
+    "odder_head_dim": Case(((70, 10), (90, 1)), 2, 3, 37, 5),
+    "seventy_one_heads_per_group": Case(((40, 3), (50, 1)), 1, 71, 24, 16),
     "window": Case(((70, 10), (400, 60), (300, 1)), 2, 3, 64, 16, window=33),
     "window_shorter_than_a_tile": Case(((120, 70), (9, 1)), 2, 1, 16, 4, window=3),
     "window_of_one": Case(((40, 30),), 1, 1, 16, 4, window=1),
@@ -144,6 +156,34 @@ CASES = {
     "contiguous": Case(((37, 1), (300, 20)), 3, 3, 64, 16, scattered=False),
     "long": Case(((1000, 2), (900, 1)), 1, 3, 64, 16),
 }
+
+
+@pytest.fixture(
+    params=[
+        (kernels, dtype)
+        for kernels in KERNEL_SETS
+        for dtype in DTYPES
+        if (kernels, dtype) != ("numba", "bf16")
+    ],
+    ids="-".join,
+)
+def choice(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Names of a set of kernels and of the type its KV store has."""
+    found: tuple[str, str] = request.param
+    return found
+
+
+@pytest.fixture
+def make(choice: tuple[str, str]) -> Make:
+    """Make the attention under test over a store."""
+    kernels = kernel_set(choice[0])
+    return lambda store: CpuPagedAttention(store, kernels)
+
+
+@pytest.fixture
+def cases(choice: tuple[str, str]) -> dict[str, Case]:
+    """The cases, with a store of the type under test."""
+    return {name: replace(case, dtype=DTYPES[choice[1]]) for name, case in CASES.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -162,21 +202,19 @@ def test_reference_equals_torch_attention_when_prefilling() -> None:
     torch.testing.assert_close(found, expected.transpose(0, 1).float())
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
-def test_attend_equals_reference(make: Callable[[KVStore], Attention], case: Case) -> None:
-    scene = build(case)
+@pytest.mark.parametrize("name", CASES)
+def test_attend_equals_reference(make: Make, cases: dict[str, Case], name: str) -> None:
+    scene = build(cases[name])
     found = scene.attend(make(scene.store))
-    expected = build(case).attend(ReferenceAttention(scene.store))
+    expected = build(cases[name]).attend(ReferenceAttention(scene.store))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
 def test_attend_stores_keys_and_values_in_their_layer_only(
-    make: Callable[[KVStore], Attention],
+    make: Make, cases: dict[str, Case]
 ) -> None:
-    scene = build(CASES["ragged"])
-    expected = build(CASES["ragged"])
+    scene = build(cases["ragged"])
+    expected = build(cases["ragged"])
     scene.attend(make(scene.store))
     expected.store.write(LAYER, expected.k, expected.v, expected.batch.slot_mapping)
     torch.testing.assert_close(
@@ -184,10 +222,9 @@ def test_attend_stores_keys_and_values_in_their_layer_only(
     )
 
 
-@pytest.mark.parametrize("name", ["ragged", "window", "wide_heads", "long"])
-@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
-def test_partial_equals_reference(make: Callable[[KVStore], Attention], name: str) -> None:
-    scene = build(CASES[name])
+@pytest.mark.parametrize("name", ["ragged", "window", "wide_heads", "long", "odder_head_dim"])
+def test_partial_equals_reference(make: Make, cases: dict[str, Case], name: str) -> None:
+    scene = build(cases[name])
     expected_from = ReferenceAttention(scene.store)
     scene.attend(expected_from)
     for start, stop in [(0, 40), (13, 290), (64, 65), (280, 1000)]:
@@ -197,11 +234,10 @@ def test_partial_equals_reference(make: Callable[[KVStore], Attention], name: st
         torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
 def test_partial_is_zero_and_minus_infinity_when_nothing_is_seen(
-    make: Callable[[KVStore], Attention],
+    make: Make, cases: dict[str, Case]
 ) -> None:
-    scene = build(CASES["decode"])
+    scene = build(cases["decode"])
     scene.attend(ReferenceAttention(scene.store))
     out, lse = scene.partial(make(scene.store), 37, 40)
     assert torch.equal(out[:3], torch.zeros_like(out[:3]))
@@ -209,11 +245,10 @@ def test_partial_is_zero_and_minus_infinity_when_nothing_is_seen(
     assert torch.isfinite(lse[3:]).all()
 
 
-@pytest.mark.parametrize("make", BACK_ENDS.values(), ids=BACK_ENDS.keys())
 def test_merged_partials_equal_attention_over_everything(
-    make: Callable[[KVStore], Attention],
+    make: Make, cases: dict[str, Case]
 ) -> None:
-    scene = build(CASES["ragged"])
+    scene = build(cases["ragged"])
     attention = make(scene.store)
     whole = scene.attend(attention)
     parts = [scene.partial(attention, *cut) for cut in [(0, 17), (17, 250), (250, 1000)]]
@@ -229,67 +264,88 @@ def rows_of(scene: Scene, out: torch.Tensor, row: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["ragged", "window", "wide_heads", "long", "one_head_each"])
-def test_cpu_bits_are_the_same_when_a_request_is_alone(name: str) -> None:
-    scene = build(CASES[name])
-    together = scene.attend(CpuPagedAttention(scene.store))
+def test_bits_are_the_same_when_a_request_is_alone(
+    make: Make, cases: dict[str, Case], name: str
+) -> None:
+    scene = build(cases[name])
+    together = scene.attend(make(scene.store))
     for row, request in enumerate(scene.case.requests):
         lone = build(replace(scene.case, requests=(request,)), names=(row,))
-        assert torch.equal(
-            lone.attend(CpuPagedAttention(lone.store)), rows_of(scene, together, row)
-        )
+        assert torch.equal(lone.attend(make(lone.store)), rows_of(scene, together, row))
 
 
-@pytest.mark.parametrize("name", ["ragged", "window", "window_shorter_than_a_tile", "wide_heads"])
+@pytest.mark.parametrize(
+    "name", ["ragged", "window", "window_shorter_than_a_tile", "wide_heads", "odder_head_dim"]
+)
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_cpu_bits_are_the_same_when_a_prefill_is_chunked(name: str, chunk: int) -> None:
-    whole = build(replace(CASES[name], requests=((150, 150),)))
-    expected = whole.attend(CpuPagedAttention(whole.store))
+def test_bits_are_the_same_when_a_prefill_is_chunked(
+    make: Make, cases: dict[str, Case], name: str, chunk: int
+) -> None:
+    whole = build(replace(cases[name], requests=((150, 150),)))
+    expected = whole.attend(make(whole.store))
     for start in range(0, 150, chunk):
         stop = min(start + chunk, 150)
-        part = build(replace(CASES[name], requests=((stop, stop - start),)))
-        assert torch.equal(part.attend(CpuPagedAttention(part.store)), expected[start:stop])
+        part = build(replace(cases[name], requests=((stop, stop - start),)))
+        assert torch.equal(part.attend(make(part.store)), expected[start:stop])
 
 
 @pytest.mark.parametrize(
     "change", [{"layout": "layer_first"}, {"scattered": False}, {"block_size": 4}]
 )
-def test_cpu_bits_are_the_same_when_blocks_lie_elsewhere(change: dict[str, object]) -> None:
-    scene = build(CASES["ragged"])
-    other = build(replace(CASES["ragged"], **change))  # type: ignore[arg-type]
-    assert torch.equal(
-        scene.attend(CpuPagedAttention(scene.store)), other.attend(CpuPagedAttention(other.store))
-    )
+def test_bits_are_the_same_when_blocks_lie_elsewhere(
+    make: Make, cases: dict[str, Case], change: dict[str, object]
+) -> None:
+    scene = build(cases["ragged"])
+    other = build(replace(cases["ragged"], **change))  # type: ignore[arg-type]
+    assert torch.equal(scene.attend(make(scene.store)), other.attend(make(other.store)))
 
 
 @pytest.mark.parametrize("name", ["ragged", "long", "wide_heads"])
-def test_cpu_bits_are_the_same_for_one_thread_and_two(name: str) -> None:
-    scene = build(CASES[name])
-    attention = CpuPagedAttention(scene.store)
+def test_bits_are_the_same_for_one_thread_and_two(
+    make: Make, cases: dict[str, Case], name: str
+) -> None:
+    scene = build(cases[name])
+    attention = make(scene.store)
     parallel = scene.attend(attention)
     torch.set_num_threads(1)
     assert torch.equal(scene.attend(attention), parallel)
 
 
-def test_cpu_ignores_positions_behind_the_window() -> None:
-    case = replace(CASES["window"], requests=((300, 1),))
+def test_positions_behind_the_window_are_ignored(make: Make, cases: dict[str, Case]) -> None:
+    case = replace(cases["window"], requests=((300, 1),))
     scene = build(case)
-    expected = scene.attend(CpuPagedAttention(scene.store))
+    expected = scene.attend(make(scene.store))
     scene.store.poison(scene.batch.block_tables[0, : (300 - 33) // case.block_size].tolist())
-    assert torch.equal(scene.attend(CpuPagedAttention(scene.store)), expected)
+    assert torch.equal(scene.attend(make(scene.store)), expected)
 
 
-def test_cpu_keeps_nan_in_the_row_it_comes_from() -> None:
-    scene = build(CASES["prefill"])
-    expected = scene.attend(CpuPagedAttention(scene.store))
-    scene.v[100] = torch.nan
-    found = scene.attend(CpuPagedAttention(scene.store))
+@pytest.mark.parametrize("part", ["k", "v"])
+def test_nan_stays_in_the_rows_that_see_it(make: Make, cases: dict[str, Case], part: str) -> None:
+    scene = build(cases["prefill"])
+    expected = scene.attend(make(scene.store))
+    getattr(scene, part)[100] = torch.nan
+    found = scene.attend(make(scene.store))
     assert torch.equal(found[:100], expected[:100])
     assert torch.isnan(found[100:]).all()
 
 
-def test_cpu_refuses_a_store_that_is_not_fp32() -> None:
-    with pytest.raises(ConfigError, match="bfloat16"):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_of_avx2_and_avx512_are_the_same(dtype: str) -> None:
+    found = []
+    for name in ("native-avx2", "native-avx512"):
+        scene = build(replace(CASES["ragged"], dtype=DTYPES[dtype]))
+        found.append(scene.attend(CpuPagedAttention(scene.store, kernel_set(name))))
+    assert torch.equal(*found)
+
+
+def test_portable_kernels_refuse_a_bf16_store() -> None:
+    with pytest.raises(ConfigError, match="--kv-cache-dtype fp32"):
         CpuPagedAttention(KVStore(1, 1, 1, 8, 4, dtype=torch.bfloat16))
+
+
+def test_cpu_refuses_a_store_of_another_type() -> None:
+    with pytest.raises(ConfigError, match=r"torch\.float16"):
+        CpuPagedAttention(KVStore(1, 1, 1, 8, 4, dtype=torch.float16))
 
 
 def test_merge_partials_ignores_the_side_that_saw_nothing() -> None:

@@ -9,6 +9,7 @@ from evenflow.execution.kernels import cpu_ops
 from evenflow.execution.kernels.cpu_ops import CpuOps
 from evenflow.execution.kernels.torch_ops import TorchOps
 from evenflow.execution.ops import Ops
+from support.kernel_sets import KERNEL_SETS, kernel_set
 
 ROW_COUNTS = [1, 2, 3, 7, 16, 33, 130]
 DIMS = [1536, 576, 20, 7]
@@ -23,7 +24,7 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def linear(ops: Ops, n: int, dim: int) -> torch.Tensor:
     weight = torch.cat([rows(dim, seed=1), rows(dim, seed=3)]) / dim**0.5
-    return ops.linear(weight, rows(2, seed=2).flatten())(rows(dim)[:n])
+    return ops.linear([weight], rows(2, seed=2).flatten())(rows(dim)[:n])
 
 
 def rms_norm(ops: Ops, n: int, dim: int) -> torch.Tensor:
@@ -85,37 +86,46 @@ def restored_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+# `linear` is made of no kernel of the sets.
+CASES = [(linear, "numba"), *((op, name) for op in OPERATIONS[1:] for name in KERNEL_SETS)]
+
+
 @pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_cpu_ops_equal_torch(operation: Callable[..., torch.Tensor], dim: int) -> None:
-    found, expected = operation(CpuOps(), 33, dim), operation(TorchOps(), 33, dim)
+@pytest.mark.parametrize(("operation", "kernels"), CASES)
+def test_cpu_ops_equal_torch(
+    operation: Callable[..., torch.Tensor], kernels: str, dim: int
+) -> None:
+    found = operation(CpuOps(kernel_set(kernels)), 33, dim)
+    expected = operation(TorchOps(), 33, dim)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(("operation", "kernels"), CASES)
 def test_cpu_rows_have_the_same_bits_for_any_number_of_rows(
-    operation: Callable[..., torch.Tensor], dim: int
+    operation: Callable[..., torch.Tensor], kernels: str, dim: int
 ) -> None:
-    whole = operation(CpuOps(), 130, dim)
+    ops = CpuOps(kernel_set(kernels))
+    whole = operation(ops, 130, dim)
     for n in ROW_COUNTS:
-        assert torch.equal(operation(CpuOps(), n, dim), whole[:n])
+        assert torch.equal(operation(ops, n, dim), whole[:n])
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(("operation", "kernels"), CASES)
 def test_cpu_rows_have_the_same_bits_for_one_thread_and_two(
-    operation: Callable[..., torch.Tensor], restored_threads: None
+    operation: Callable[..., torch.Tensor], kernels: str, restored_threads: None
 ) -> None:
+    ops = CpuOps(kernel_set(kernels))
     torch.set_num_threads(2)
-    expected = operation(CpuOps(), 130, 1536)
+    expected = operation(ops, 130, 1536)
     torch.set_num_threads(1)
-    assert torch.equal(operation(CpuOps(), 130, 1536), expected)
+    assert torch.equal(operation(ops, 130, 1536), expected)
 
 
 @pytest.mark.parametrize("ops", [CpuOps(), TorchOps()])
 def test_linear_never_writes_to_its_weight(ops: Ops) -> None:
     weight = rows(576)
-    apply = ops.linear(weight)
+    apply = ops.linear([weight])
     apply(rows(576, seed=1))
     assert torch.equal(weight, rows(576))
 
@@ -130,17 +140,20 @@ def test_linear_without_onednn_gives_rows_that_do_not_depend_on_their_number(
         assert torch.equal(linear(CpuOps(), n, 576), whole[:n])
 
 
-def test_rotate_leaves_entries_behind_the_rotary_part_alone() -> None:
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
+def test_rotate_leaves_entries_behind_the_rotary_part_alone(kernels: str) -> None:
     x = rows(3, 16)
     before = x.clone()
-    CpuOps().rotate(x, rows(4, seed=1), rows(4, seed=2))
+    CpuOps(kernel_set(kernels)).rotate(x, rows(4, seed=1), rows(4, seed=2))
     assert torch.equal(x[..., 8:], before[..., 8:])
     assert not torch.equal(x[..., :8], before[..., :8])
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-def test_gated_stays_finite_at_extreme_inputs(activation: cpu_ops.Activation) -> None:
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
+def test_gated_stays_finite_at_extreme_inputs(kernels: str, activation: cpu_ops.Activation) -> None:
     gate = torch.tensor([[-1e30, -100.0, -88.0, 0.0, 88.0, 100.0, 1e12, torch.nan]])
     gate_up = torch.cat([gate, torch.ones(1, 8)], dim=1)
-    found, expected = CpuOps().gated(gate_up, activation), TorchOps().gated(gate_up, activation)
+    found = CpuOps(kernel_set(kernels)).gated(gate_up, activation)
+    expected = TorchOps().gated(gate_up, activation)
     torch.testing.assert_close(found[:, 1:], expected[:, 1:], equal_nan=True)

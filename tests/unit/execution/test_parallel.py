@@ -12,11 +12,11 @@ from evenflow.execution.kernels.parallel import (
     NEXT_TASK,
     NEXT_THREAD,
     Arguments,
-    Kernel,
     ThreadTeam,
     _openmp_parallel,
 )
-from evenflow.execution.kernels.simd import read_word, take_ticket, write_word
+from evenflow.execution.kernels.portable.kernel import NumbaKernel
+from evenflow.execution.kernels.portable.simd import read_word, take_ticket, write_word
 
 NUM_TASKS = 1000
 
@@ -33,7 +33,7 @@ def _count(words: int) -> None:
         write_word(counts, task, read_word(counts, task) + 1)
 
 
-count_kernel = Kernel(_count)
+count_kernel = NumbaKernel(_count)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from evenflow.core.ids import RequestId
 from evenflow.core.request import Request
 from evenflow.core.sampling import SamplingParams
 from evenflow.execution.torch.sampler import sample, token_logprobs
+from evenflow.scheduling.plan import TokenLogprobs
 
 ODD_SIZES = [20, 255, 256, 257, 700]
 
@@ -40,6 +41,10 @@ def make_request(
     )
     request.token_ids += output
     return request
+
+
+def logprobs_of(logits: torch.Tensor, tokens: list[int], num_top: list[int]) -> list[TokenLogprobs]:
+    return token_logprobs(logits, torch.tensor(tokens), num_top).wait()
 
 
 def make_logits(seed: int, num_rows: int, vocab_size: int, scale: float) -> torch.Tensor:
@@ -104,7 +109,7 @@ def oracle(row: list[float], request: Request) -> tuple[int, float]:
 
 
 def draw(logits: torch.Tensor, requests: list[Request]) -> list[int]:
-    return sample(logits.clone(), requests)
+    return sample(logits.clone(), requests).tolist()
 
 
 params_strategy = st.fixed_dictionaries(
@@ -234,7 +239,7 @@ def test_token_logprobs_equals_log_softmax(vocab_size: int) -> None:
     logits = make_logits(8, 5, vocab_size, 3.0)
     tokens, num_top = [3, 0, 19, 7, 11], [0, 1, 5, 20, 2]
     expected = torch.log_softmax(logits.double(), dim=-1)
-    for row, entry in enumerate(token_logprobs(logits, tokens, num_top)):
+    for row, entry in enumerate(logprobs_of(logits, tokens, num_top)):
         order = expected[row].argsort(descending=True).tolist()
         assert entry.token_id == tokens[row]
         assert entry.logprob == pytest.approx(float(expected[row, tokens[row]]), abs=1e-5)
@@ -246,13 +251,13 @@ def test_token_logprobs_equals_log_softmax(vocab_size: int) -> None:
 
 def test_token_logprobs_ranks_equals_alike_and_orders_them_by_id() -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 0.0] + [-9.0] * 16])
-    first, second = token_logprobs(logits.expand(2, -1), [1, 2], [3, 3])
+    first, second = logprobs_of(logits.expand(2, -1), [1, 2], [3, 3])
     assert (first.rank, second.rank) == (1, 1)
     assert [token for token, _ in first.top] == [1, 2, 0]
 
 
 def test_token_logprobs_does_not_depend_on_the_batch() -> None:
     logits = make_logits(9, 6, 1500, 2.0)
-    together = token_logprobs(logits, [5] * 6, [3] * 6)
-    alone = [token_logprobs(logits[row : row + 1], [5], [3])[0] for row in range(6)]
+    together = logprobs_of(logits, [5] * 6, [3] * 6)
+    alone = [logprobs_of(logits[row : row + 1], [5], [3])[0] for row in range(6)]
     assert together == alone

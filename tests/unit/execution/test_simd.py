@@ -3,9 +3,18 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from evenflow.execution.kernels import simd
-from evenflow.execution.kernels.parallel import FIRST_ARGUMENT, Arguments, Kernel, ThreadTeam
-from evenflow.execution.kernels.simd import Builder, Value, element, emitted, load, read_word, store
+from evenflow.execution.kernels.parallel import FIRST_ARGUMENT, Arguments, ThreadTeam
+from evenflow.execution.kernels.portable import simd
+from evenflow.execution.kernels.portable.kernel import NumbaKernel
+from evenflow.execution.kernels.portable.simd import (
+    Builder,
+    Value,
+    element,
+    emitted,
+    load,
+    read_word,
+    store,
+)
 
 
 @emitted(types.void, types.int64, types.int64)
@@ -21,7 +30,7 @@ def _exp_body(words: int) -> None:
     _exp_all(read_word(words, FIRST_ARGUMENT), read_word(words, FIRST_ARGUMENT + 1))
 
 
-exp_kernel = Kernel(_exp_body)
+exp_kernel = NumbaKernel(_exp_body)
 
 
 def exp(values: np.ndarray) -> np.ndarray:

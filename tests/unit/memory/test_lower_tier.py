@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import pytest
 
 from evenflow.core.ids import BlockId, TenantId
-from evenflow.memory.lower_tier import LowerTier, Worth
+from evenflow.memory.lower_tier import LowerTier
 from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.transfers import Tier
+from evenflow.memory.worth import Worth
 
-AWAITED = Worth(is_awaited=True, num_tokens=16)
+AWAITED = Worth(is_awaited=True, value=16)
 
 
 def named(name: str) -> BlockHash:
@@ -102,9 +103,9 @@ def test_clear_leaves_what_is_read() -> None:
 
 FACES_OF_WORTH = {
     "within the quota": (Worth(is_within_quota=False), Worth()),
-    "awaited": (Worth(num_tokens=900), Worth(is_awaited=True)),
-    "urgent": (Worth(urgency=-3, num_tokens=900), Worth(urgency=-2)),
-    "dear to compute": (Worth(num_tokens=8), Worth(num_tokens=16)),
+    "awaited": (Worth(value=900), Worth(is_awaited=True)),
+    "urgent": (Worth(urgency=-3, value=900), Worth(urgency=-2)),
+    "dear to compute": (Worth(value=8), Worth(value=16)),
 }
 
 
@@ -116,9 +117,9 @@ def test_worth_orders_what_is_given_up_first(face: str) -> None:
 
 def test_reserve_gives_up_what_is_worth_least() -> None:
     tier = LowerTier(Tier.HOST, 6)
-    write(tier, chain("dear", 2), Worth(is_awaited=True, urgency=2, num_tokens=1))
-    write(tier, chain("cheap", 2), Worth(is_awaited=True, urgency=1, num_tokens=1))
-    write(tier, chain("middle", 2), Worth(is_awaited=True, urgency=1, num_tokens=9))
+    write(tier, chain("dear", 2), Worth(is_awaited=True, urgency=2, value=1))
+    write(tier, chain("cheap", 2), Worth(is_awaited=True, urgency=1, value=1))
+    write(tier, chain("middle", 2), Worth(is_awaited=True, urgency=1, value=9))
     write(tier, chain("new", 2))
     assert left(tier, chain("dear", 2), chain("cheap", 2), chain("middle", 2)) == [2, 0, 2]
 
@@ -142,7 +143,7 @@ def test_reserve_gives_up_the_oldest_among_equals() -> None:
 def test_copies_keep_their_worth_when_they_were_read() -> None:
     tier = LowerTier(Tier.HOST, 2)
     dear = write(tier, chain("dear", 1), Worth(is_awaited=True))
-    write(tier, chain("cheap", 1), Worth(num_tokens=900))
+    write(tier, chain("cheap", 1), Worth(value=900))
     tier.hold(dear)
     tier.release(dear)
     write(tier, chain("new", 1))
@@ -151,16 +152,60 @@ def test_copies_keep_their_worth_when_they_were_read() -> None:
 
 def test_appraise_changes_what_is_given_up() -> None:
     tier = LowerTier(Tier.HOST, 2)
-    write(tier, chain("a", 1), Worth(num_tokens=1))
-    write(tier, chain("b", 1), Worth(num_tokens=2))
-    tier.appraise(chain("a", 1), Worth(num_tokens=3))
+    write(tier, chain("a", 1), Worth(value=1))
+    write(tier, chain("b", 1), Worth(value=2))
+    tier.appraise(chain("a", 1), Worth(value=3))
     write(tier, chain("c", 1))
     assert left(tier, chain("a", 1), chain("b", 1)) == [1, 0]
 
 
+def test_copy_is_worth_what_the_best_of_those_who_want_it_says() -> None:
+    tier = LowerTier(Tier.HOST, 2)
+    for name in ("shared", "other"):
+        write(tier, chain(name, 1), Worth(value=2))
+    tier.appraise(chain("shared", 1), AWAITED, "a")
+    tier.appraise(chain("shared", 1), Worth(value=1), "b")
+    write(tier, chain("new", 1))
+    assert left(tier, chain("shared", 1), chain("other", 1)) == [1, 0]
+
+
+def test_copy_is_worth_less_when_who_wanted_it_most_does_so_no_more() -> None:
+    tier = LowerTier(Tier.HOST, 2)
+    for name in ("shared", "other"):
+        write(tier, chain(name, 1), Worth(value=2))
+    tier.appraise(chain("shared", 1), AWAITED, "a")
+    tier.appraise(chain("shared", 1), Worth(value=1))
+    tier.withdraw(chain("shared", 1), "a")
+    write(tier, chain("new", 1))
+    assert left(tier, chain("shared", 1), chain("other", 1)) == [0, 1]
+
+
+def test_reserve_leaves_alone_what_is_worth_more_than_what_comes() -> None:
+    tier = LowerTier(Tier.HOST, 6)
+    write(tier, chain("cheap", 2), Worth(value=1))
+    write(tier, chain("dear", 3), Worth(value=3))
+    extents = tier.reserve(chain("new", 5), TenantId("t"), below=Worth(value=2.5))
+    assert sum(extent.length for extent in extents) == 3
+    assert left(tier, chain("cheap", 2), chain("dear", 3)) == [0, 3]
+
+
+def test_reserve_takes_from_a_tenant_beyond_its_share_whatever_that_is_worth() -> None:
+    tier = LowerTier(Tier.HOST, 4, tenant_share=0.5)
+    write(tier, chain("greedy", 4), AWAITED, tenant="greedy")
+    tier.reserve(chain("new", 2), TenantId("t"), below=Worth(value=-9))
+    assert left(tier, chain("greedy", 4), chain("new", 2)) == [2, 2]
+
+
+def test_best_contents_come_first() -> None:
+    tier = LowerTier(Tier.HOST, 8)
+    write(tier, chain("cheap", 2), Worth(value=-5))
+    write(tier, chain("dear", 2), AWAITED)
+    assert tier.best(3) == [*chain("dear", 2), *chain("cheap", 1)]
+
+
 def test_a_block_does_not_inherit_the_worth_of_what_it_held_before() -> None:
     tier = LowerTier(Tier.HOST, 2)
-    write(tier, chain("dear", 2), Worth(is_awaited=True, num_tokens=900))
+    write(tier, chain("dear", 2), Worth(is_awaited=True, value=900))
     tier.clear()
     [first, _] = write(tier, chain("cheap", 2), Worth())
     tier.hold([first])
@@ -187,8 +232,8 @@ def test_quota_counts_no_copies_that_are_lost() -> None:
     tier.hold(lost)
     tier.abandon(lost)
     tier.release(lost)
-    write(tier, chain("t", 2), Worth(num_tokens=9), tenant="t")
-    write(tier, chain("other", 2), Worth(num_tokens=1), tenant="other")
+    write(tier, chain("t", 2), Worth(value=9), tenant="t")
+    write(tier, chain("other", 2), Worth(value=1), tenant="other")
     write(tier, chain("new", 2), AWAITED, tenant="new")
     assert left(tier, chain("t", 2), chain("other", 2)) == [2, 0]
 

@@ -32,7 +32,7 @@ class World:
         self.a = request("a", 15)
         assert self.kv.copies is not None
         self.run(self.a)
-        self.kv.copies.store(self.a)
+        self.kv.copies.leave(self.a)
         self.kv.disown(self.a.request_id)
         self.kv.free(self.a.request_id)
         self.a.num_computed_tokens = 0

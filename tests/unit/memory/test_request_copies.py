@@ -44,7 +44,7 @@ class World:
 
     def leave(self, request: Request) -> None:
         """Preempt a request, and have its place on the device forgotten."""
-        self.copies.store(request)
+        self.copies.leave(request)
         self.kv.disown(request.request_id)
         self.kv.free(request.request_id)
         request.num_computed_tokens = 0
@@ -54,6 +54,18 @@ class World:
         self.transfers.end()
         self.residency.poll()
         self.kv.check_integrity()
+
+
+def finish(world: World, request: Request, now_s: float = 0.0) -> None:
+    """End a request, keep it on the host if it is a session's, and have its place forgotten."""
+    request.move_to(RequestStatus.RUNNING)
+    request.move_to(RequestStatus.FINISHED_LENGTH)
+    if request.session_id is not None:
+        world.copies.keep(request)
+    world.copies.end(request, now_s)
+    world.kv.disown(request.request_id)
+    world.kv.free(request.request_id)
+    world.settle()
 
 
 def request(name: str, num_tokens: int = 14, first: int = 0, **options: Any) -> Request:
@@ -78,7 +90,7 @@ def test_load_brings_back_all_but_the_last_token() -> None:
 def test_load_begins_behind_what_is_on_the_device() -> None:
     world = World()
     a = world.run(request("a"))
-    world.copies.store(a)
+    world.copies.leave(a)
     world.kv.free(a.request_id)
     world.settle()
     assert world.kv.num_loadable_tokens(a) == 1
@@ -136,7 +148,7 @@ def test_copies_are_shared_exactly_where_blocks_are(
 def test_turns_of_a_session_share_copies_although_prefixes_are_not_shared() -> None:
     world = World(caching=False)
     first = world.run(request("first", session_id="s"))
-    world.copies.store(first)
+    world.copies.leave(first)
     world.kv.free(first.request_id)
     world.settle()
     assert world.kv.num_loadable_tokens(request("next", 30, session_id="s")) == 12
@@ -147,9 +159,9 @@ def test_turns_of_a_session_share_copies_although_prefixes_are_not_shared() -> N
 def test_write_back_copies_full_blocks_a_few_at_a_time_and_each_once() -> None:
     world = World()
     a = world.run(request("a", num_tokens=23))
-    assert [world.copies.write_back(a, 3) for _ in range(3)] == [3, 2, 0]
+    assert [world.copies.write_back(a, 3, 0.0) for _ in range(3)] == [3, 2, 0]
     assert world.copies.num_dirty(a) == 1  # the last block is not full
-    stored = world.copies.store(a)
+    stored = world.copies.leave(a)
     assert (stored.num_clean, stored.num_written) == (5, 1)
 
 
@@ -164,21 +176,21 @@ def test_nothing_is_copied_of_a_request_that_must_compute_its_prompt_anyway(
     world = World()
     world.leave(world.run(request("a")))
     b = world.run(request("b", **fields), 8)
-    assert (world.copies.write_back(b, 8), world.copies.store(b).num_written) == (0, 0)
+    assert (world.copies.write_back(b, 8, 0.0), world.copies.leave(b).num_written) == (0, 0)
     world.kv.free(b.request_id)
     assert world.kv.num_loadable_tokens(b) == 0
 
 
 def test_copies_of_a_request_that_lives_outlive_those_of_one_that_has_ended() -> None:
     world = World(num_host_blocks=8)
-    alive = world.run(request("alive", first=100))
-    ended = world.run(request("ended"))
-    world.copies.store(alive)
-    world.copies.store(ended)
+    alive = world.run(request("alive", 17, first=100))
+    ended = world.run(request("ended", 17))
+    world.copies.leave(alive)
+    world.copies.leave(ended)
     world.settle()
     ended.move_to(RequestStatus.RUNNING)
     ended.move_to(RequestStatus.FINISHED_LENGTH)
-    world.copies.appraise(ended)
+    world.copies.end(ended, 0.0)
     world.leave(world.run(request("new", first=200)))
     assert world.copies.num_dirty(alive) == 0
     assert world.copies.num_dirty(ended) == 4
@@ -188,17 +200,104 @@ def test_copies_of_the_least_urgent_make_room_first() -> None:
     world = World(num_host_blocks=8)
     casual = world.run(request("casual", first=100, priority=5))
     urgent = world.run(request("urgent", priority=-1))
-    world.copies.store(urgent)
-    world.copies.store(casual)
+    world.copies.leave(urgent)
+    world.copies.leave(casual)
     world.settle()
     world.leave(world.run(request("new", num_tokens=6, first=200)))
     assert (world.copies.num_dirty(casual), world.copies.num_dirty(urgent)) == (2, 0)
 
 
+def test_copies_of_who_becomes_more_urgent_while_away_outlive_others() -> None:
+    world = World(num_host_blocks=8)
+    names = {"once casual": 5, "once urgent": -1}
+    casual, urgent = (
+        world.run(request(name, 17, first=100 * at, priority=priority))
+        for at, (name, priority) in enumerate(names.items())
+    )
+    world.leave(urgent)
+    world.leave(casual)
+    casual.priority, urgent.priority = urgent.priority, casual.priority
+    world.copies.reappraise(casual)
+    world.copies.reappraise(urgent)
+    world.leave(world.run(request("new", 17, first=300)))
+    assert [world.kv.num_loadable_tokens(a) for a in (casual, urgent)] == [16, 0]
+
+
+def test_shared_copies_stay_for_who_is_away_when_another_ends() -> None:
+    world = World(num_host_blocks=8)
+    away = world.run(request("away", 17))
+    ended = world.run(request("ended", 17))
+    world.leave(away)
+    finish(world, ended)
+    lone = world.run(request("lone", 17, first=100, session_id="s"))
+    finish(world, lone)
+    world.leave(world.run(request("new", 17, first=200)))
+    assert world.kv.num_loadable_tokens(away) == 16
+    assert world.kv.num_loadable_tokens(request("next", 18, first=100)) == 0
+
+
+def test_session_that_does_not_return_makes_room_for_one_that_was_there_since() -> None:
+    world = World(num_host_blocks=12)
+    finish(world, world.run(request("long ago", 33, session_id="old")), 0.0)
+    finish(world, world.run(request("just now", 17, first=100, session_id="new")), 3600.0)
+    world.leave(world.run(request("next", 33, first=200)))
+    assert world.kv.num_loadable_tokens(request("b", 18, first=100)) == 16
+    assert world.kv.num_loadable_tokens(request("a", 34)) < 32
+
+
+def test_write_back_leaves_the_only_copies_of_sessions_alone() -> None:
+    world = World(num_host_blocks=6)
+    finish(world, world.run(request("turn", 17, session_id="s")), 0.0)
+    running = world.run(request("running", 33, first=100))
+    assert world.copies.write_back(running, 8, 60.0) == 2
+    assert world.kv.num_loadable_tokens(request("next turn", 18)) == 16
+
+
+def test_write_back_takes_the_place_of_copies_that_nobody_has_asked_for_in_a_long_time() -> None:
+    world = World(num_host_blocks=6)
+    finish(world, world.run(request("turn", 17, session_id="s")), 0.0)
+    running = world.run(request("running", 33, first=100))
+    assert world.copies.write_back(running, 8, 3600.0) == 6
+
+
+def test_what_was_written_back_goes_before_the_last_block_of_a_session() -> None:
+    world = World(num_host_blocks=12)
+    finish(world, world.run(request("turn", 17, session_id="s")), 0.0)
+    running = world.run(request("running", 33, first=100))
+    assert world.copies.write_back(running, 8, 0.0) == 8
+    world.settle()
+    world.leave(world.run(request("away", 33, first=200)))
+    assert world.kv.num_loadable_tokens(request("next turn", 18)) == 16
+    assert world.copies.num_dirty(running) == 8
+
+
+def test_copies_of_a_request_that_is_back_are_worth_less_than_those_of_sessions() -> None:
+    world = World(num_host_blocks=8)
+    finish(world, world.run(request("turn", 17, session_id="s")), 0.0)
+    a = world.run(request("a", 17, first=100))
+    world.leave(a)
+    world.run(a)
+    assert world.copies.back(a, 60.0) is None
+    world.leave(world.run(request("b", 17, first=200)))
+    assert world.kv.num_loadable_tokens(request("next turn", 18)) == 16
+    assert world.copies.num_dirty(a) == 4
+
+
+def test_copies_of_a_request_that_ends_while_it_is_away_are_awaited_no_more() -> None:
+    world = World(num_host_blocks=8)
+    ended, alive = (world.run(request(n, 17, first=100 * at)) for at, n in enumerate("ab"))
+    world.leave(ended)
+    ended.move_to(RequestStatus.FINISHED_ABORTED)
+    world.copies.end(ended, 0.0)
+    world.leave(alive)
+    world.leave(world.run(request("new", 17, first=300)))
+    assert [world.kv.num_loadable_tokens(a) for a in (ended, alive)] == [0, 16]
+
+
 def test_disown_lets_nobody_find_copies_that_are_not_to_be_trusted() -> None:
     world = World()
     a = world.run(request("a"))
-    world.copies.write_back(a, 8)
+    world.copies.write_back(a, 8, 0.0)
     world.settle()
     world.copies.disown(a)
     world.kv.disown(a.request_id)

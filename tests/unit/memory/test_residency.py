@@ -7,13 +7,14 @@ import pytest
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import BlockId, RequestId, TenantId
 from evenflow.memory.extents import Extent
-from evenflow.memory.lower_tier import LowerTier, Worth
+from evenflow.memory.lower_tier import LowerTier
 from evenflow.memory.prefix_cache import BlockHash
 from evenflow.memory.residency import Arrival, Residency, Stored
 from evenflow.memory.transfers import Ticket, Tier
+from evenflow.memory.worth import Worth
 from support.hand_transfers import HandTransfers
 
-AWAITED = Worth(is_awaited=True, num_tokens=16)
+AWAITED = Worth(is_awaited=True, value=4)
 
 
 class World:
@@ -27,7 +28,9 @@ class World:
 
     def store(self, contents: Sequence[BlockHash], block_ids: Sequence[int]) -> Stored:
         ids = [BlockId(block_id) for block_id in block_ids]
-        return self.residency.store(contents, ids, TenantId("t"), AWAITED)
+        stored = self.residency.store(contents, ids, TenantId("t"))
+        self.host.appraise(contents, AWAITED)
+        return stored
 
     def load(self, name: str, contents: Sequence[BlockHash], block_ids: Sequence[int]) -> Arrival:
         """Load as much as there is."""
@@ -343,6 +346,51 @@ def test_host_block_is_not_given_away_while_it_is_spilled() -> None:
     assert world.store(B, range(10, 16)).num_written == 2
     assert world.has(A) == 4
     world.end()
+
+
+# ---- The end -----------------------------------------------------------------------------------
+
+
+def test_close_copies_to_disk_what_the_host_has() -> None:
+    world = World(num_host_blocks=128, num_disk_blocks=128)
+    contents = chain("c", 100)
+    world.store(contents, range(100))
+    world.residency.close()
+    world.host.clear()
+    assert world.has(contents) == 100
+
+
+def test_close_writes_what_is_worth_most_first_and_for_so_long_only() -> None:
+    world = World(num_host_blocks=128, num_disk_blocks=128)
+    cheap, dear = chain("cheap", 40), chain("dear", 40)
+    world.store(cheap, range(40))
+    world.store(dear, range(40, 80))
+    world.host.appraise(cheap, Worth(value=-9))
+    world.end()
+    world.transfers.seconds_per_block = 0.1
+    world.residency.close()
+    world.host.clear()
+    assert (world.has(dear), world.has(cheap)) == (40, 24)  # 32 blocks in 3.2 s, and 32 more
+
+
+def test_close_gives_up_nothing_on_disk_that_is_worth_more() -> None:
+    world = World(num_host_blocks=16, num_disk_blocks=8)
+    world.store(A, range(6))
+    world.spilled()
+    world.store(B, range(6, 12))
+    world.host.appraise(B, Worth(value=-9))
+    world.residency.close()
+    world.host.clear()
+    assert (world.has(A), world.has(B)) == (6, 2)
+
+
+def test_close_goes_on_although_the_disk_is_full() -> None:
+    world = World(num_disk_blocks=8)
+    world.store(A, range(6))
+    world.transfers.fails.add((Tier.HOST, Tier.DISK))
+    world.residency.close()
+    world.residency.check_integrity()
+    assert world.has(A) == 6
 
 
 # ---- Dropping ----------------------------------------------------------------------------------

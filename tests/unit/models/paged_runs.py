@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 
 from evenflow.execution.attention import Attention
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
+from evenflow.execution.kernels.cpu_kernels import CpuKernels
 from evenflow.execution.kernels.cpu_ops import CpuOps
+from evenflow.execution.kernels.native.library import native_kernels
 from evenflow.execution.kernels.reference import ReferenceAttention
 from evenflow.execution.kernels.torch_ops import TorchOps
 from evenflow.execution.model import CausalLM
@@ -24,10 +27,17 @@ BLOCK_SIZE = 16
 BLOCKS_PER_REQUEST = 4
 MAX_REQUESTS = 4
 
+
+def native() -> CpuKernels:
+    """Return the fastest kernels that this machine runs; skip the test where there are none."""
+    return native_kernels() or pytest.skip("no native kernels on this machine")
+
+
 Backend = tuple[Callable[[], Ops], Callable[[KVStore], Attention]]
 BACKENDS: dict[str, Backend] = {
     "reference": (TorchOps, ReferenceAttention),
     "cpu": (CpuOps, CpuPagedAttention),
+    "native": (lambda: CpuOps(native()), lambda store: CpuPagedAttention(store, native())),
 }
 
 

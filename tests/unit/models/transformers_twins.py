@@ -152,6 +152,9 @@ class MemoryWeights:
             raise ModelFormatError("A tensor is missing", why=f"the test model has no {name}")
         return self._tensors[name].clone()  # a model owns what it is given
 
+    def stored(self, name: str) -> None:
+        return None
+
 
 def hub_state_dict(reference: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
     """Undo the fusing and renaming of experts that transformers does while loading."""

@@ -557,3 +557,19 @@ def test_step_waits_for_exactly_the_load_that_still_writes_what_it_writes() -> N
     assert len(transfers.fenced) == 1
     transfers.release()
     transfers.close()
+
+
+def test_changed_priority_decides_whose_copies_make_room() -> None:
+    world = World(num_host_blocks=6)
+    for priority, name in enumerate("abc"):
+        world.add(name, 12, priority=priority)
+    world.step()
+    for name in "ab":
+        world.preempt(name)
+    world.hand.end()
+    world.switcher.landed()
+    world.engine.set_priority("a", 9)
+    world.engine.set_priority("b", -9)
+    world.preempt("c")
+    a, b = (world.scheduler.kv.num_loadable_tokens(world.requests[name]) for name in "ab")
+    assert a < b == 12

@@ -57,8 +57,8 @@ _LAST_WORDS_S = 0.2
 _DELTAS_AT_ONCE = 4
 """Streams that are woken before others of the event loop get a turn."""
 
-_FAREWELL_S = 5.0
-"""Longest wait for the engine process to end by itself."""
+_FAREWELL_S = 8.0
+"""Longest wait for the engine process to end by itself; it may copy KV to disk before."""
 
 
 class DeltaStream:

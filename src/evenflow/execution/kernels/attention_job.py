@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from evenflow.execution.kernels.attention_vectors import KEYS, MAX_ROWS, PREFETCH_KEYS
-from evenflow.execution.kernels.simd import LANES
+LANES = 16  # floats of the widest vector
+CACHE_LINE = 64  # bytes
+MIN_ROWS = 4  # query rows that memory is set aside for, at least
 
 RECORD_EXTRA = 2  # peak and total weight, behind a record's head_dim sums
-LIST_EXTRA = PREFETCH_KEYS + KEYS  # the last key is repeated, as far as loops look ahead
+LIST_EXTRA = 2 * LANES  # the last key is repeated, as far as loops look ahead
 
 
 class AttentionJob(NamedTuple):
@@ -23,7 +24,8 @@ class AttentionJob(NamedTuple):
         query_token_bytes: stride.
         query_head_bytes: stride.
         positions: int64 (num_tokens,).
-        keys: float32 (num_blocks, num_kv_heads, block_size, head_dim), by the next three strides.
+        keys: float32 or bfloat16 (num_blocks, num_kv_heads, block_size, head_dim), by the next
+            three strides.
         values: likewise, same strides.
         block_bytes: stride.
         head_bytes: stride.
@@ -44,11 +46,13 @@ class AttentionJob(NamedTuple):
         max_rows: rows of the largest item.
         record_bytes: stride of records.
         records: the splits' records (num_items, num_kv_heads, grid, max_rows); unused if grid is 0.
-        finished: int64 (num_items, num_kv_heads), zero: splits done; unused if grid is 0.
+        finished: int64 (num_items, num_kv_heads), splits done: zero before and after; unused if
+            grid is 0.
         scratch: memory for each thread.
         scratch_bytes: stride.
         out: float32 (num_tokens, num_heads, head_dim), contiguous.
         lse: float32 (num_tokens, num_heads), contiguous; 0 if not wanted.
+        is_bf16: whether keys and values are bfloat16 (1) or float32 (0); C++ kernels know both.
     """
 
     query: int
@@ -81,6 +85,7 @@ class AttentionJob(NamedTuple):
     scratch_bytes: int
     out: int
     lse: int
+    is_bf16: int
 
 
 class Unit(NamedTuple):
@@ -110,9 +115,15 @@ class Scratch(NamedTuple):
 ATTENTION_LAYOUT = "q" * len(AttentionJob._fields) + "d"
 
 
+def record_bytes(head_dim: int) -> int:
+    """Return the stride of records: whole cache lines, so that threads share none."""
+    return -(-4 * (head_dim + RECORD_EXTRA) // CACHE_LINE) * CACHE_LINE
+
+
 def scratch_bytes(split_keys: int, max_rows: int, record_bytes: int) -> int:
-    """Return how much working memory a thread needs."""
-    lists = 8 * (3 * MAX_ROWS + split_keys + LIST_EXTRA)
-    weights = 4 * MAX_ROWS * (split_keys + LANES)
-    total = lists + weights + 2 * max_rows * record_bytes
-    return -(-total // 64) * 64  # whole cache lines, so that threads share none
+    """Return how much working memory a thread needs, in whole cache lines."""
+    lists = 8 * (split_keys + LIST_EXTRA)
+    tile = LANES * record_bytes
+    bounds_and_weights = 16 + 4 * (split_keys + LANES)
+    rows = max(max_rows, MIN_ROWS) * (bounds_and_weights + 3 * record_bytes)
+    return -(-(lists + tile + rows) // CACHE_LINE) * CACHE_LINE + 4 * CACHE_LINE

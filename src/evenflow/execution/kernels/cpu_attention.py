@@ -1,4 +1,4 @@
-"""`Attention` for fp32 on the CPU, reading the KV store in place.
+"""`Attention` on the CPU, reading a KV store of fp32 or bf16 in place; sums are fp32.
 
 Invariant:
     A result row has the same bits in decode and in any prefill chunk, alone and in any batch, for
@@ -15,13 +15,13 @@ from evenflow.core.errors import ConfigError
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.attention_job import (
     ATTENTION_LAYOUT,
-    RECORD_EXTRA,
     AttentionJob,
+    record_bytes,
     scratch_bytes,
 )
-from evenflow.execution.kernels.attention_kernels import attention_kernel
+from evenflow.execution.kernels.cpu_kernels import CpuKernels, portable_kernels
+from evenflow.execution.kernels.jobs import STORE_LAYOUT, StoreJob
 from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
-from evenflow.execution.kernels.store_kernels import STORE_LAYOUT, StoreJob, store_kernel
 from evenflow.execution.torch.kv_store import KVStore
 
 _UNLIMITED = 1 << 62
@@ -50,37 +50,37 @@ class _Plan:
 
 
 class CpuPagedAttention:
-    """Paged attention over an fp32 store. One thread at a time may use it.
+    """Paged attention over an fp32 or bf16 store. One thread at a time may use it.
 
     Args:
         store: the KV memory it writes to and reads from.
+        kernels: what computes; the portable kernels by default.
 
     Raises:
-        ConfigError: the store is not fp32 on the CPU.
+        ConfigError: the kernels cannot read the store.
     """
 
-    def __init__(self, store: KVStore) -> None:
-        if store.data.dtype != torch.float32 or store.data.device.type != "cpu":
-            raise ConfigError(
-                "CPU attention cannot read this KV store",
-                why=f"it holds {store.data.dtype} on {store.data.device}",
-                fix="use float32 on the cpu, or another attention back end",
-            )
+    def __init__(self, store: KVStore, kernels: CpuKernels | None = None) -> None:
         self.store = store
+        self._kernels = kernels or portable_kernels()
+        _check_readable(store, self._kernels)
+        self._is_bf16 = store.data.dtype == torch.bfloat16
         self._cache_addresses = tuple(
             (store.keys(layer).data_ptr(), store.values(layer).data_ptr())
             for layer in range(store.num_layers)
         )
-        self._cache_strides = tuple(4 * stride for stride in store.keys(0).stride()[:3])
+        element = store.data.dtype.itemsize
+        self._cache_strides = tuple(element * stride for stride in store.keys(0).stride()[:3])
         # The size of a split decides the order of sums, so it depends on the model alone.
         self._split_keys = max(32, min(1024, _SPLIT_BYTES // (4 * store.head_dim) // 8 * 8))
-        self._record_bytes = 4 * (store.head_dim + RECORD_EXTRA)
+        self._record_bytes = record_bytes(store.head_dim)
         self._team = ThreadTeam()
         self._attention_words = Arguments(ATTENTION_LAYOUT)
         self._store_words = Arguments(STORE_LAYOUT)
         self._planned: tuple[ForwardBatch, _Plan] | None = None
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._records = torch.empty(0, dtype=torch.uint8)
+        self._finished = torch.zeros(0, dtype=torch.int64)
 
     def attend(
         self,
@@ -132,9 +132,10 @@ class CpuPagedAttention:
             head_bytes=head_bytes,
             token_bytes=token_bytes,
             block_size=self.store.block_size,
+            is_bf16=self._is_bf16,
         )
         serial = k.numel() < _STORE_SERIAL_BELOW
-        self._team.run(store_kernel, self._store_words.pack(*job), serial=serial)
+        self._team.run(self._kernels.store, self._store_words.pack(*job), serial=serial)
 
     def _run(
         self,
@@ -162,7 +163,8 @@ class CpuPagedAttention:
         self._records = _at_least(
             self._records, num_units * grid * plan.max_rows * self._record_bytes
         )
-        finished = torch.zeros(num_units if grid else 0, dtype=torch.int64)
+        if grid and self._finished.numel() < num_units:
+            self._finished = torch.zeros(num_units, dtype=torch.int64)
         keys, values = self._cache_addresses[layer]
         block_bytes, head_bytes, token_bytes = self._cache_strides
         job = AttentionJob(
@@ -191,14 +193,15 @@ class CpuPagedAttention:
             max_rows=plan.max_rows,
             record_bytes=self._record_bytes,
             records=self._records.data_ptr(),
-            finished=finished.data_ptr(),
+            finished=self._finished.data_ptr(),
             scratch=self._scratch.data_ptr(),
             scratch_bytes=needed,
             out=out.data_ptr(),
             lse=0 if lse is None else lse.data_ptr(),
+            is_bf16=self._is_bf16,
         )
         words = self._attention_words.pack(*job, scale)
-        self._team.run(attention_kernel, words, serial=serial)
+        self._team.run(self._kernels.attention, words, serial=serial)
         return out
 
     def _plan(self, batch: ForwardBatch, group_size: int) -> _Plan:
@@ -221,6 +224,22 @@ class CpuPagedAttention:
         )
         self._planned = (batch, plan)
         return plan
+
+
+def _check_readable(store: KVStore, kernels: CpuKernels) -> None:
+    dtype, device = store.data.dtype, store.data.device
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(
+            "CPU attention cannot read this KV store",
+            why=f"it holds {dtype} on {device}",
+            fix="use float32 or bfloat16 on the cpu, or another attention back end",
+        )
+    if dtype == torch.bfloat16 and not kernels.has_bf16:
+        raise ConfigError(
+            "The portable kernels cannot read a bfloat16 KV cache",
+            why="only the native kernels know how",
+            fix="set --kv-cache-dtype fp32, or install a C++ compiler for the native kernels",
+        )
 
 
 def _at_least(buffer: torch.Tensor, num_bytes: int) -> torch.Tensor:

@@ -1,37 +1,77 @@
-"""`Ops` for fp32 on the CPU: oneDNN linears and kernels whose rows never depend on other rows.
+"""`Ops` for fp32 on the CPU: linears and kernels whose rows never depend on other rows.
+
+fp32 weights are multiplied by oneDNN, weights as a file stores them by kernels of our own.
 
 Invariant: row i of every result has the same bits for any number of rows and of threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeGuard
+
 import torch
 
-from evenflow.execution.kernels import row_kernels
+from evenflow.core.errors import IntegrityError
+from evenflow.execution.kernels import jobs
+from evenflow.execution.kernels.cpu_kernels import CpuKernels, portable_kernels
 from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
-from evenflow.execution.ops import Activation, Linear
+from evenflow.execution.kernels.quantised import PackedLinear, Workspace, quantised_linear
+from evenflow.execution.ops import Activation, Embedding, Linear, QuantisedRows, Weight
 
 _SERIAL_BELOW = 16_384  # floats; under this much work, waking threads costs more than it gains
 _FALLBACK_ROWS = 16
 _ROW_STEPS = 32
-_ACTIVATIONS = {"silu": row_kernels.SILU, "gelu_tanh": row_kernels.GELU_TANH}
+_ACTIVATIONS = {"silu": jobs.SILU, "gelu_tanh": jobs.GELU_TANH}
 
 
 class CpuOps:
-    """Building blocks of a forward pass, fp32 on the CPU. One thread at a time may use it."""
+    """Building blocks of a forward pass, fp32 on the CPU. One thread at a time may use it.
 
-    def __init__(self) -> None:
+    Args:
+        kernels: the portable ones by default, which take fp32 weights only.
+    """
+
+    def __init__(self, kernels: CpuKernels | None = None) -> None:
+        self._kernels = kernels or portable_kernels()
+        quantised = self._kernels.quantised
+        self._workspace = None if quantised is None else Workspace(quantised)
         self._team = ThreadTeam()
-        self._norm = Arguments(row_kernels.NORM_LAYOUT)
-        self._add_norm = Arguments(row_kernels.ADD_NORM_LAYOUT)
-        self._rotate = Arguments(row_kernels.ROTATE_LAYOUT)
-        self._gate = Arguments(row_kernels.GATE_LAYOUT)
+        self._norm = Arguments(jobs.NORM_LAYOUT)
+        self._add_norm = Arguments(jobs.ADD_NORM_LAYOUT)
+        self._rotate = Arguments(jobs.ROTATE_LAYOUT)
+        self._gate = Arguments(jobs.GATE_LAYOUT)
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    def linear(self, weights: Sequence[Weight], bias: torch.Tensor | None = None) -> Linear:
         """Return x -> x @ weight.T + bias (see `Ops.linear`)."""
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            return _onednn_linear(weight, bias)
-        return _chunked_linear(weight, bias)
+        if _all_quantised(weights):
+            return self._packed(weights, bias)
+        if _all_fp32(weights):
+            return _fp32_linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+        sizes = [_out_features(weight) for weight in weights]
+        biases = [None] * len(weights) if bias is None else torch.split(bias, sizes)
+        parts = [self.linear([weight], b) for weight, b in zip(weights, biases, strict=True)]
+        return lambda x: torch.cat([part(x) for part in parts], dim=1)
+
+    def embedding(self, weight: Weight) -> Embedding:
+        """Return ids -> weight[ids] (see `Ops.embedding`)."""
+        if isinstance(weight, QuantisedRows):
+            return self._packed([weight]).rows
+        return lambda ids: weight.index_select(0, ids)
+
+    def vocabulary(self, weight: Weight) -> tuple[Embedding, Linear]:
+        """Return both uses of one table (see `Ops.vocabulary`), which is packed only once."""
+        if isinstance(weight, QuantisedRows):
+            packed = self._packed([weight])
+            return packed.rows, packed
+        return self.embedding(weight), self.linear([weight])
+
+    def _packed(
+        self, weights: Sequence[QuantisedRows], bias: torch.Tensor | None = None
+    ) -> PackedLinear:
+        if self._workspace is None:
+            raise IntegrityError("Stored weights came to kernels that do not take them")
+        return quantised_linear(weights, bias, self._workspace)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Return x / sqrt(mean(x^2) + eps) * weight (see `Ops.rms_norm`)."""
@@ -51,7 +91,7 @@ class CpuOps:
             dim,
             eps,
         )
-        self._team.run(row_kernels.norm_kernel, arguments, serial=_is_small(x))
+        self._team.run(self._kernels.norm, arguments, serial=_is_small(x))
         return out
 
     def add_rms_norm(
@@ -70,7 +110,7 @@ class CpuOps:
             x.shape[1],
             eps,
         )
-        self._team.run(row_kernels.add_norm_kernel, arguments, serial=_is_small(x))
+        self._team.run(self._kernels.add_norm, arguments, serial=_is_small(x))
         return out
 
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -88,7 +128,7 @@ class CpuOps:
             4 * sin.stride(0),
             cos.shape[1],
         )
-        self._team.run(row_kernels.rotate_kernel, arguments, serial=_is_small(x))
+        self._team.run(self._kernels.rotate, arguments, serial=_is_small(x))
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """Return activation(gate) * up (see `Ops.gated`)."""
@@ -102,12 +142,30 @@ class CpuOps:
             width,
             _ACTIVATIONS[activation],
         )
-        self._team.run(row_kernels.gate_kernel, arguments, serial=_is_small(out))
+        self._team.run(self._kernels.gate, arguments, serial=_is_small(out))
         return out
 
 
 def _is_small(x: torch.Tensor) -> bool:
     return x.numel() < _SERIAL_BELOW
+
+
+def _all_quantised(weights: Sequence[Weight]) -> TypeGuard[Sequence[QuantisedRows]]:
+    return all(isinstance(weight, QuantisedRows) for weight in weights)
+
+
+def _all_fp32(weights: Sequence[Weight]) -> TypeGuard[list[torch.Tensor]]:
+    return all(isinstance(weight, torch.Tensor) for weight in weights)
+
+
+def _out_features(weight: Weight) -> int:
+    return (weight.rows if isinstance(weight, QuantisedRows) else weight).shape[0]
+
+
+def _fp32_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return _onednn_linear(weight, bias)
+    return _chunked_linear(weight, bias)
 
 
 def _onednn_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:

@@ -16,64 +16,31 @@ Does not know: what kernels compute.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
 import re
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
-from numba import njit, types
-from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
-
-logger = logging.getLogger(__name__)
 
 NEXT_TASK = 0
 NEXT_THREAD = 1
 FIRST_ARGUMENT = 2
 
-# No exceptions leave a kernel, so division need not check for zero.
-device_function = njit(error_model="numpy")
 
+class Kernel(Protocol):
+    """A native function `void(int64 arguments)`."""
 
-class Kernel:
-    """A kernel, compiled (or loaded from numba's cache on disk) when first used.
+    @property
+    def address(self) -> int:
+        """Where its machine code is."""
+        ...
 
-    Args:
-        body: what to compile, `void(int64 arguments)`; see the module's docstring.
-    """
-
-    def __init__(self, body: Callable[[int], None]) -> None:
-        self._body = body
-
-    @cached_property
-    def compiled(self) -> Any:
-        """The native function: a numba `CFunc`."""
-        logger.info("loading kernel %s; its very first use compiles it", self._body.__name__)
-        signature = ((types.int64,), types.void)
-        function = CFunc(self._body, signature, locals={}, options={"error_model": "numpy"})
-        function._cache = _KernelCache(self._body)  # type: ignore[attr-defined, no-untyped-call]  # noqa: SLF001
-        function.compile()
-        return function
-
-
-class _KernelCache(FunctionCache):
-    """numba's cache on disk, keyed by all sources of this folder.
-
-    On its own, numba looks at the file of the kernel only, and would go on using machine code made
-    from yesterday's version of the modules that file imports.
-    """
-
-    def _index_key(self, *arguments: Any) -> tuple[Any, ...]:
-        digest = hashlib.sha256()
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(source.read_bytes())
-        return (*super()._index_key(*arguments), digest.hexdigest())  # type: ignore[no-untyped-call]
+    def __call__(self, arguments: int) -> None:
+        """Run it on the calling thread; the interpreter lock is released meanwhile."""
+        ...
 
 
 class ThreadTeam:
@@ -96,13 +63,12 @@ class ThreadTeam:
         """
         num_threads = 1 if serial else torch.get_num_threads()
         address = arguments.reset()
-        function = kernel.compiled
         if num_threads == 1:
-            function.ctypes(address)
+            kernel(address)
         elif self._parallel is not None:
-            self._parallel(function.address, address, num_threads, 0)
+            self._parallel(kernel.address, address, num_threads, 0)
         else:
-            self._run_in_pool(function.ctypes, address, num_threads)
+            self._run_in_pool(kernel, address, num_threads)
 
     def _run_in_pool(self, function: Callable[[int], None], address: int, num_threads: int) -> None:
         if self._pool is None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
-from evenflow.execution.ops import Activation, Linear
+from evenflow.execution.dequantise import dequantise
+from evenflow.execution.ops import Activation, Embedding, Linear, QuantisedRows, Weight
 
 
 class TorchOps:
     """Portable building blocks of a forward pass."""
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    def linear(self, weights: Sequence[Weight], bias: torch.Tensor | None = None) -> Linear:
         """Return x -> x @ weight.T + bias (see `Ops.linear`)."""
-        return lambda x: F.linear(x, weight, bias)
+        values = [_values(weight) for weight in weights]
+        stacked = values[0] if len(values) == 1 else torch.cat(values)
+        return lambda x: F.linear(x, stacked, bias)
+
+    def embedding(self, weight: Weight) -> Embedding:
+        """Return ids -> weight[ids] (see `Ops.embedding`)."""
+        table = _values(weight)
+        return lambda ids: table.index_select(0, ids)
+
+    def vocabulary(self, weight: Weight) -> tuple[Embedding, Linear]:
+        """Return both uses of one table (see `Ops.vocabulary`)."""
+        table = _values(weight)
+        return self.embedding(table), self.linear([table])
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Return x / sqrt(mean(x^2) + eps) * weight (see `Ops.rms_norm`)."""
@@ -41,3 +56,9 @@ class TorchOps:
         if activation == "silu":
             return F.silu(gate) * up
         return F.gelu(gate, approximate="tanh") * up
+
+
+def _values(weight: Weight) -> torch.Tensor:
+    if isinstance(weight, QuantisedRows):
+        return dequantise(weight.rows, weight.type)
+    return weight

@@ -7,6 +7,7 @@ import zlib
 import torch
 
 from evenflow.core.errors import ModelFormatError
+from evenflow.execution.ops import QuantisedRows
 from evenflow.models.spec import ModelSpec
 from evenflow.models.weights.shapes import tensor_shapes
 
@@ -43,3 +44,7 @@ class DummyWeights:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         values = torch.randn(shape, generator=generator).mul_(_STD)
         return values.add_(self._norm_centre) if name.endswith("norm.weight") else values
+
+    def stored(self, name: str) -> QuantisedRows | None:
+        """Return None: all tensors are fp32."""
+        return None

@@ -1,4 +1,4 @@
-"""Weights from GGUF files: tensor names and conventions of Hugging Face, dequantised to fp32.
+"""Weights from GGUF files: tensor names and conventions of Hugging Face, as stored or as fp32.
 
 llama.cpp's converter changes more than names, and each change is undone here:
     llama: rows of q and k are reordered from halves (GPT-NeoX rotation) to pairs (GPT-J rotation);
@@ -9,15 +9,17 @@ llama.cpp's converter changes more than names, and each change is undone here:
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from evenflow.core.errors import ModelFormatError, UnsupportedModelError
 from evenflow.core.gguf_file import GGMLType, GGUFFile, GGUFTensor
+from evenflow.execution.dequantise import dequantise
+from evenflow.execution.ops import QuantisedRows
 from evenflow.models.spec import Architecture, ModelSpec
+from evenflow.models.weights.shapes import linear_weights
 
 _MODEL_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -64,8 +66,6 @@ _LLAMA_FAMILY = frozenset({"llama", "mixtral"})
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _MODEL_TENSOR = re.compile(r"(\w+)\.(weight|bias)")
 
-_CHUNK_ITEMS = 1 << 20  # dequantised at a time, to keep temporaries small
-
 
 @dataclass(slots=True, frozen=True)
 class _Part:
@@ -76,23 +76,32 @@ class _Part:
 
 
 class GGUFWeights:
-    """The tensors of a GGUF file, read and dequantised one at a time.
+    """The tensors of a GGUF file, read one at a time.
 
     Args:
         file: the open file.
         spec: its description, from `spec_from_gguf`.
+        keep: names of the types in which linear weights stay as they are stored.
+
+    Attributes:
+        stored_types: how each weight that `stored` returns is stored, by name.
 
     Raises:
         UnsupportedModelError: the file has a tensor that the architecture has no place for.
     """
 
-    def __init__(self, file: GGUFFile, spec: ModelSpec) -> None:
+    def __init__(self, file: GGUFFile, spec: ModelSpec, *, keep: Collection[str] = ()) -> None:
         self._file = file
         self._spec = spec
         self._parts: dict[str, _Part] = {}
         for tensor in file.tensors.values():
             if tensor.name not in _NOT_WEIGHTS:
                 self._parts.update(_named_parts(tensor, spec.architecture))
+        self.stored_types: Mapping[str, GGMLType] = {
+            name: self._parts[name].tensor.type
+            for name in linear_weights(spec)
+            if name in self._parts and self._parts[name].tensor.type.name in keep
+        }
 
     def names(self) -> frozenset[str]:
         """Return the names of all tensors."""
@@ -110,27 +119,44 @@ class GGUFWeights:
             ModelFormatError: there is no such tensor.
             UnsupportedModelError: it is stored in a type that gguf does not dequantise.
         """
-        part, shape = self._part(name), self.shape(name)
-        rows = self._file.rows(part.tensor)
-        if part.expert is not None:
-            rows = rows.reshape(part.tensor.shape[0], -1, rows.shape[1])[part.expert]
-        values = _dequantise(rows, part.tensor.type, shape[-1]).view(shape)
-        return self._undo_conversion(name, values)
+        part = self._part(name)
+        values = dequantise(self._rows(part), part.tensor.type).view(self.shape(name))
+        if self._spec.architecture == "gemma3" and name.endswith("norm.weight"):
+            return values.sub_(1)
+        return self._restore_order(name, values)
+
+    def stored(self, name: str) -> QuantisedRows | None:
+        """Return a weight as the file has it, over a mapping of its own where it can.
+
+        Raises:
+            ModelFormatError: there is no such tensor.
+        """
+        part = self._part(name)
+        if name not in self.stored_types:
+            return None
+        rows = self._restore_order(name, self._rows(part))
+        return QuantisedRows(part.tensor.type, rows, in_features=part.tensor.shape[-1])
 
     def _part(self, name: str) -> _Part:
         if name not in self._parts:
             raise ModelFormatError(f"{self._file.path} has no tensor {name!r}")
         return self._parts[name]
 
-    def _undo_conversion(self, name: str, values: torch.Tensor) -> torch.Tensor:
-        architecture = self._spec.architecture
-        if architecture == "gemma3" and name.endswith("norm.weight"):
-            return values.sub_(1)
-        if architecture in _LLAMA_FAMILY and ".self_attn.q_proj." in name:
-            return _pairs_to_halves(values, self._spec.num_heads)
-        if architecture in _LLAMA_FAMILY and ".self_attn.k_proj." in name:
-            return _pairs_to_halves(values, self._spec.num_kv_heads)
-        return values
+    def _rows(self, part: _Part) -> torch.Tensor:
+        """Map the bytes of a tensor, uint8 (num_rows, row_bytes)."""
+        rows = torch.from_numpy(self._file.rows(part.tensor))
+        if part.expert is None:
+            return rows
+        return rows.view(part.tensor.shape[0], -1, rows.shape[1])[part.expert]
+
+    def _restore_order(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Undo the converter's order of a tensor's rows, be they values or bytes."""
+        if self._spec.architecture in _LLAMA_FAMILY:
+            if ".self_attn.q_proj." in name:
+                return _pairs_to_halves(rows, self._spec.num_heads)
+            if ".self_attn.k_proj." in name:
+                return _pairs_to_halves(rows, self._spec.num_kv_heads)
+        return rows
 
 
 def _named_parts(tensor: GGUFTensor, architecture: Architecture) -> dict[str, _Part]:
@@ -156,25 +182,6 @@ def _named_parts(tensor: GGUFTensor, architecture: Architecture) -> dict[str, _P
         why="leaving it out would change what the model says",
         fix="convert the model with a current llama.cpp",
     )
-
-
-def _dequantise(rows: npt.NDArray[np.uint8], storage: GGMLType, row_size: int) -> torch.Tensor:
-    """Return (num_rows, row_size) fp32 from the stored bytes (num_rows, row_bytes)."""
-    import gguf  # only a first load needs it; later ones read the loaded form
-
-    kind = gguf.GGMLQuantizationType[storage.name]
-    values = np.empty((len(rows), row_size), np.float32)
-    step = max(1, _CHUNK_ITEMS // row_size)
-    try:
-        for start in range(0, len(rows), step):
-            values[start : start + step] = gguf.dequantize(rows[start : start + step], kind)
-    except NotImplementedError as error:
-        raise UnsupportedModelError(
-            f"tensors of type {storage.name} cannot be dequantised",
-            why=str(error),
-            fix="use a file of another quantisation, Q4_K_M or Q8_0 for instance",
-        ) from error
-    return torch.from_numpy(values)
 
 
 def _pairs_to_halves(values: torch.Tensor, num_heads: int) -> torch.Tensor:

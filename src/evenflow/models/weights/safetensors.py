@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evenflow.core.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from evenflow.execution.ops import QuantisedRows
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -121,6 +122,10 @@ class SafetensorsWeights:
                 f"{stored.path} has changed while it was read", why=str(error), fix="start again"
             ) from error
         return values.to(torch.float32)
+
+    def stored(self, name: str) -> QuantisedRows | None:
+        """Return None: tensors are read as fp32."""
+        return None
 
     def _locate(self, name: str) -> _Stored:
         if name not in self._tensors:

@@ -9,12 +9,25 @@ from evenflow.models.spec import ModelSpec
 Shape = tuple[int, ...]
 _Named = Iterator[tuple[str, Shape]]
 
+VOCABULARY = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
+"""Both ends of a model: token ids to vectors, and vectors to scores of token ids."""
+
 _QK_NORM = frozenset({"qwen3", "qwen3_moe", "gemma3"})
+_ROUTERS = ("mlp.gate.weight", "block_sparse_moe.gate.weight")
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, Shape]:
     """Return name and shape of every tensor the model needs, in the order of a forward pass."""
     return dict(_tensors(spec))
+
+
+def linear_weights(spec: ModelSpec) -> dict[str, Shape]:
+    """Return the weights that may be held in fewer bits: matrices, but for routers of experts."""
+    return {
+        name: shape
+        for name, shape in tensor_shapes(spec).items()
+        if len(shape) == 2 and not name.endswith(_ROUTERS)
+    }
 
 
 def _tensors(spec: ModelSpec) -> _Named:

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import torch
 
+from evenflow.execution.ops import QuantisedRows
+
 
 class WeightSource(Protocol):
     """Named tensors, read one at a time.
@@ -28,6 +30,14 @@ class WeightSource(Protocol):
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor as contiguous fp32 on the CPU.
+
+        Raises:
+            ModelFormatError: there is no such tensor, or its data are damaged.
+        """
+        ...
+
+    def stored(self, name: str) -> QuantisedRows | None:
+        """Return a linear weight in few bits, or None if `tensor` is the form to take.
 
         Raises:
             ModelFormatError: there is no such tensor, or its data are damaged.

@@ -17,8 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from evenflow.execution.kernels import simd
-from evenflow.execution.kernels.simd import (
+from evenflow.execution.kernels.portable import simd
+from evenflow.execution.kernels.portable.simd import (
     FLOAT,
     LANES,
     WORD,
@@ -38,7 +38,7 @@ from evenflow.execution.kernels.simd import (
     word,
 )
 
-MAX_ROWS = 4
+MAX_ROWS = 4  # query rows worked on together
 KEYS = 4  # keys scored together
 PREFETCH_KEYS = 16  # how far ahead keys and values are asked for
 

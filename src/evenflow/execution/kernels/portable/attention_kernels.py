@@ -30,13 +30,19 @@ import math
 import numpy as np
 
 from evenflow.execution.kernels.attention_job import (
+    LANES,
     LIST_EXTRA,
     RECORD_EXTRA,
     AttentionJob,
     Scratch,
     Unit,
 )
-from evenflow.execution.kernels.attention_vectors import (
+from evenflow.execution.kernels.parallel import (
+    FIRST_ARGUMENT,
+    NEXT_TASK,
+    NEXT_THREAD,
+)
+from evenflow.execution.kernels.portable.attention_vectors import (
     KEYS,
     MAX_ROWS,
     add_1,
@@ -54,15 +60,8 @@ from evenflow.execution.kernels.attention_vectors import (
     score_3,
     score_4,
 )
-from evenflow.execution.kernels.parallel import (
-    FIRST_ARGUMENT,
-    NEXT_TASK,
-    NEXT_THREAD,
-    Kernel,
-    device_function,
-)
-from evenflow.execution.kernels.simd import (
-    LANES,
+from evenflow.execution.kernels.portable.kernel import NumbaKernel, device_function
+from evenflow.execution.kernels.portable.simd import (
     copy_floats,
     read_double,
     read_float,
@@ -315,13 +314,14 @@ def _run_split(job, scale, task, s):  # type: ignore[no-untyped-def]
     _attend_split(job, scale, unit, split, s, slots + split * slot_bytes)
     if take_ticket(job.finished, unit.number) < job.grid - 1:
         return
+    write_word(job.finished, unit.number, 0)  # for the next call
     _clear(job, unit, s.states)
     for done in range(job.grid):
         _merge_rows(job, unit, s.states, slots + done * slot_bytes)
     _finish(job, unit, s.states)
 
 
-@Kernel
+@NumbaKernel
 def attention_kernel(words: int) -> None:
     """Run tasks until none is left."""
     job = AttentionJob(*_read_job(words + 8 * FIRST_ARGUMENT))

@@ -6,45 +6,16 @@ Does not know: tensors.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from evenflow.execution.kernels.parallel import (
-    FIRST_ARGUMENT,
-    NEXT_TASK,
-    Kernel,
-    device_function,
+from evenflow.execution.kernels.jobs import StoreJob
+from evenflow.execution.kernels.parallel import FIRST_ARGUMENT, NEXT_TASK
+from evenflow.execution.kernels.portable.kernel import NumbaKernel, device_function
+from evenflow.execution.kernels.portable.simd import (
+    copy_floats,
+    read_word,
+    take_ticket,
+    words_reader,
 )
-from evenflow.execution.kernels.simd import copy_floats, read_word, take_ticket, words_reader
 
-
-class StoreJob(NamedTuple):
-    """The arguments of `store_kernel`; see `AttentionJob` for those of the cache.
-
-    Attributes:
-        source_keys: float32 (num_tokens, num_kv_heads, head_dim), by the two strides.
-        source_values: likewise.
-        slots: int64 (num_tokens,).
-    """
-
-    num_tokens: int
-    num_kv_heads: int
-    head_dim: int
-    source_keys: int
-    key_token_bytes: int
-    key_head_bytes: int
-    source_values: int
-    value_token_bytes: int
-    value_head_bytes: int
-    slots: int
-    keys: int
-    values: int
-    block_bytes: int
-    head_bytes: int
-    token_bytes: int
-    block_size: int
-
-
-STORE_LAYOUT = "q" * len(StoreJob._fields)
 _read_store_job = words_reader(len(StoreJob._fields))
 _TOKENS_PER_TASK = 16
 
@@ -60,7 +31,7 @@ def _store_token(job, token):  # type: ignore[no-untyped-def]
         copy_floats(job.values + at + head * job.head_bytes, value, job.head_dim)
 
 
-@Kernel
+@NumbaKernel
 def store_kernel(words: int) -> None:
     """Write the keys and values of new tokens into their slots."""
     job = StoreJob(*_read_store_job(words + 8 * FIRST_ARGUMENT))

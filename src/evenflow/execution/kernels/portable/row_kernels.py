@@ -11,9 +11,11 @@ from collections.abc import Callable
 from llvmlite import ir
 from numba import types
 
-from evenflow.execution.kernels import simd
-from evenflow.execution.kernels.parallel import FIRST_ARGUMENT, NEXT_TASK, Kernel
-from evenflow.execution.kernels.simd import (
+from evenflow.execution.kernels.jobs import SILU
+from evenflow.execution.kernels.parallel import FIRST_ARGUMENT, NEXT_TASK
+from evenflow.execution.kernels.portable import simd
+from evenflow.execution.kernels.portable.kernel import NumbaKernel
+from evenflow.execution.kernels.portable.simd import (
     FLOAT,
     FLOAT_BYTES,
     Builder,
@@ -32,14 +34,6 @@ from evenflow.execution.kernels.simd import (
 )
 
 ROWS_PER_TASK = 8
-SILU, GELU_TANH = 0, 1
-
-# The argument words of each kernel, in the order in which it unpacks them.
-NORM_LAYOUT = "qqqqqqqqd"
-ADD_NORM_LAYOUT = "qqqqqqqqd"
-ROTATE_LAYOUT = "qqqqqqqqqq"
-GATE_LAYOUT = "qqqqqq"
-
 _read_six, _read_eight = words_reader(6), words_reader(8)
 
 
@@ -150,7 +144,7 @@ def _gelu_tanh_row(*arguments: Value) -> None:
     _emit_gate(_gelu_tanh, *arguments)
 
 
-@Kernel
+@NumbaKernel
 def norm_kernel(words: int) -> None:
     """Normalise the vectors of x (rows, groups, dim), strided, into a contiguous out."""
     (num_rows, x, row_bytes, group_bytes, num_groups, weight, out, dim) = _read_eight(
@@ -168,7 +162,7 @@ def norm_kernel(words: int) -> None:
                 _norm_row(source, 0, weight, target, dim, eps)
 
 
-@Kernel
+@NumbaKernel
 def add_norm_kernel(words: int) -> None:
     """Add x into residual, both (rows, dim) with rows strided, and normalise the sum."""
     (num_rows, x, row_bytes, residual, residual_bytes, weight, out, dim) = _read_eight(
@@ -185,7 +179,7 @@ def add_norm_kernel(words: int) -> None:
             _norm_row(x + row * row_bytes, total, weight, target, dim, eps)
 
 
-@Kernel
+@NumbaKernel
 def rotate_kernel(words: int) -> None:
     """Rotate heads in place: x (rows, heads, dim), cos and sin (rows, half), all strided."""
     (num_rows, x, row_bytes, head_bytes, num_heads, cos, cos_bytes, sin) = _read_eight(
@@ -203,7 +197,7 @@ def rotate_kernel(words: int) -> None:
                 _rotate_head(x + row * row_bytes + head * head_bytes, row_cos, row_sin, half)
 
 
-@Kernel
+@NumbaKernel
 def gate_kernel(words: int) -> None:
     """Gate the rows of gate_up (rows, 2 * width), rows strided, into a contiguous out."""
     (num_rows, gate, row_bytes, out, width, activation) = _read_six(words + 8 * FIRST_ARGUMENT)

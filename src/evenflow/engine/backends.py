@@ -1,0 +1,294 @@
+"""Chooses where and in what a model computes, and with which kernels.
+
+              device   dtype               KV       attention                        steps
+    CPU       cpu      float32             fp32     cpu, reference                   one by one
+    CUDA      cuda     bfloat16, float16,  the      triton, flashinfer, reference    started ahead,
+                       float32             same                                      as CUDA graphs
+
+FlashInfer plans each batch on the host, which no graph can repeat: it takes the steps that compute
+prompts, and recorded decode steps attend by Triton.
+
+Knows: what goes together, and what a machine must have for it.
+Does not know: how anything is computed. The modules of a device are imported when it is chosen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+import torch
+
+from evenflow.config import EvenflowConfig
+from evenflow.config.execution import ExecutionConfig
+from evenflow.core.errors import ConfigError
+from evenflow.engine.free_memory import free_memory_bytes
+from evenflow.execution.attention import Attention
+from evenflow.execution.kernels.cpu_kernels import CpuKernels, cpu_kernels
+from evenflow.execution.model import CausalLM
+from evenflow.execution.ops import Ops
+from evenflow.execution.torch.kv_store import KVStore
+from evenflow.execution.torch.model_runner import ModelRunner
+from evenflow.execution.torch.sampler import Sample
+from evenflow.models.spec import ModelSpec
+from evenflow.models.weights.placed import PlacedWeights
+from evenflow.models.weights.source import WeightSource
+
+AttentionName = Literal["cpu", "triton", "flashinfer", "reference"]
+
+_BFLOAT16_CAPABILITY = (8, 0)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(slots=True, frozen=True)
+class Machine:
+    """What there is to compute with.
+
+    Attributes:
+        capability: of the CUDA device, as (major, minor); None without one.
+        has_triton: whether Triton can be imported.
+        has_flashinfer: whether FlashInfer can be imported.
+    """
+
+    capability: tuple[int, int] | None = None
+    has_triton: bool = False
+    has_flashinfer: bool = False
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Look around."""
+        has_cuda = torch.cuda.is_available()
+        return cls(
+            torch.cuda.get_device_capability() if has_cuda else None,
+            importlib.util.find_spec("triton") is not None,
+            importlib.util.find_spec("flashinfer") is not None,
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class Backend:
+    """Where and in what a model computes.
+
+    Attributes:
+        device: where.
+        dtype: of matrices and activations.
+        kv_dtype: of keys and values.
+        attention_name: which kernels attend.
+        kernels: on a CPU, which others are used; None on a GPU.
+        starts_ahead: whether the engine may start a step before the one before it is finished.
+        records_graphs: whether decode steps are recorded and replayed.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    attention_name: AttentionName
+    kernels: CpuKernels | None = None
+    starts_ahead: bool = False
+    records_graphs: bool = False
+
+    @property
+    def has_native_kernels(self) -> bool:
+        """Whether weights of a few bits can be multiplied as they are."""
+        return self.kernels is not None and self.kernels.quantised is not None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether KV on the host has to be in pinned memory."""
+        return self.device.type == "cuda"
+
+    def free_bytes(self) -> int:
+        """Return the bytes that can be had where the model computes."""
+        if self.device.type == "cpu":
+            return free_memory_bytes()
+        return torch.cuda.mem_get_info(self.device)[0]
+
+    def ops(self) -> Ops:
+        """Build the operations that models are made of."""
+        if self.device.type == "cpu":
+            from evenflow.execution.kernels.cpu_ops import CpuOps
+
+            return CpuOps(self.kernels)
+        from evenflow.execution.kernels.triton.triton_ops import TritonOps
+
+        return TritonOps()
+
+    def place(self, weights: WeightSource) -> WeightSource:
+        """Return the same weights where and in what the model computes."""
+        if self.device.type == "cpu":
+            return weights
+        return PlacedWeights(weights, self.device, self.dtype)
+
+    def attention(self, store: KVStore) -> Attention:
+        """Build attention over a KV store."""
+        if self.attention_name == "cpu":
+            from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
+
+            return CpuPagedAttention(store, self.kernels)
+        if self.attention_name == "triton":
+            return _triton_attention(store)
+        if self.attention_name == "flashinfer":
+            from evenflow.execution.kernels.triton.flashinfer import FlashInferAttention
+
+            return FlashInferAttention(store)
+        from evenflow.execution.kernels.reference import ReferenceAttention
+
+        return ReferenceAttention(store)
+
+    def runner(
+        self, model: CausalLM, store: KVStore, *, max_num_seqs: int, max_model_len: int
+    ) -> ModelRunner:
+        """Build the executor; records graphs, if it does, which takes seconds.
+
+        Args:
+            model: built with `ops` and weights from `place`.
+            store: on `device`, in `kv_dtype`.
+            max_num_seqs: most requests in a step.
+            max_model_len: most tokens of a request.
+        """
+        attention = self.attention(store)
+        if self.device.type == "cpu":
+            return ModelRunner(model, attention, store)
+        graphs = None
+        if self.records_graphs:
+            from evenflow.execution.torch.cuda_graphs import CudaRecorder, DecodeGraphs
+
+            recorded = _triton_attention(store)
+            graphs = DecodeGraphs(
+                lambda batch: model.forward(batch, recorded),
+                max_num_seqs=max_num_seqs,
+                max_num_blocks=-(-max_model_len // store.block_size),
+                device=self.device,
+                record=CudaRecorder(self.device),
+            )
+        return ModelRunner(model, attention, store, sample=_device_sample(), graphs=graphs)
+
+
+def choose_backend(
+    config: EvenflowConfig, spec: ModelSpec, machine: Machine | None = None
+) -> Backend:
+    """Choose what the settings ask for, and of what they leave open the fastest.
+
+    Args:
+        config: the settings.
+        spec: the model.
+        machine: what there is; this machine by default.
+
+    Raises:
+        ConfigError: the settings contradict each other, or the machine lacks something.
+    """
+    machine = Machine.here() if machine is None else machine
+    settings = config.execution
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if machine.capability is not None and machine.has_triton else "cpu"
+    if device == "cpu":
+        return _cpu_backend(config)
+    return _cuda_backend(config, spec, machine)
+
+
+def _cpu_backend(config: EvenflowConfig) -> Backend:
+    settings = config.execution
+    if settings.dtype not in ("auto", "float32"):
+        _refuse(
+            f"--dtype {settings.dtype} cannot be had on a CPU",
+            why="weights and activations are float32 there",
+            fix="Leave out --dtype, or set --device cuda. --linear w4a8 makes a model smaller",
+        )
+    name = settings.attention_backend
+    if name in ("triton", "flashinfer"):
+        _refuse(
+            f"--attention-backend {name} cannot be had on a CPU",
+            why="its kernels run on a CUDA GPU",
+            fix="Set --attention-backend auto, or --device cuda where there is one",
+        )
+    return Backend(
+        torch.device("cpu"),
+        torch.float32,
+        _KV_DTYPES.get(config.cache.kv_cache_dtype, torch.float32),
+        "reference" if name == "reference" else "cpu",
+        kernels=cpu_kernels("auto", cache=config.paths.cache / "native"),
+    )
+
+
+def _cuda_backend(config: EvenflowConfig, spec: ModelSpec, machine: Machine) -> Backend:
+    settings = config.execution
+    if machine.capability is None:
+        _refuse(
+            "--device cuda cannot be had",
+            why="torch finds no CUDA device",
+            fix="Set --device cpu, or install a torch build for CUDA and the GPU's driver",
+        )
+    if not machine.has_triton:
+        _refuse(
+            "--device cuda cannot be had",
+            why="the kernels are written in Triton, which is not installed",
+            fix="Run pip install triton, or set --device cpu",
+        )
+    if settings.linear != "auto":
+        _refuse(
+            f"--linear {settings.linear} cannot be had on a GPU",
+            why="matrix products there are those of --dtype",
+            fix="Set --linear auto, or --device cpu",
+        )
+    dtype = _cuda_dtype(settings, machine.capability)
+    attention = _cuda_attention(settings, machine)
+    return Backend(
+        torch.device("cuda"),
+        dtype,
+        _KV_DTYPES.get(config.cache.kv_cache_dtype, dtype),
+        attention,
+        starts_ahead=settings.async_scheduling,
+        # The host reads which experts tokens go to, and the reference reads lengths.
+        records_graphs=attention != "reference" and spec.moe is None and not settings.enforce_eager,
+    )
+
+
+def _cuda_dtype(settings: ExecutionConfig, capability: tuple[int, int]) -> torch.dtype:
+    has_bfloat16 = capability >= _BFLOAT16_CAPABILITY
+    if settings.dtype == "auto":
+        return torch.bfloat16 if has_bfloat16 else torch.float16
+    if settings.dtype == "bfloat16" and not has_bfloat16:
+        _refuse(
+            "--dtype bfloat16 cannot be had on this GPU",
+            why=f"its compute capability is {capability[0]}.{capability[1]}, and that takes 8.0",
+            fix="Set --dtype float16",
+        )
+    return _DTYPES[settings.dtype]
+
+
+def _cuda_attention(settings: ExecutionConfig, machine: Machine) -> AttentionName:
+    name = settings.attention_backend
+    if name == "auto":
+        return "flashinfer" if machine.has_flashinfer else "triton"
+    if name == "cpu":
+        _refuse(
+            "--attention-backend cpu cannot be had on a GPU",
+            why="keys and values are in the GPU's memory",
+            fix="Set --attention-backend auto, or --device cpu",
+        )
+    if name == "flashinfer" and not machine.has_flashinfer:
+        _refuse(
+            "--attention-backend flashinfer cannot be had",
+            why="FlashInfer is not installed",
+            fix="Run pip install flashinfer-python, or set --attention-backend triton",
+        )
+    return name
+
+
+def _triton_attention(store: KVStore) -> Attention:
+    from evenflow.execution.kernels.triton.attention import TritonAttention
+
+    return TritonAttention(store)
+
+
+def _device_sample() -> Sample:
+    from evenflow.execution.torch.device_sampler import sample_on_device
+
+    return sample_on_device
+
+
+def _refuse(what: str, *, why: str, fix: str) -> NoReturn:
+    raise ConfigError(what, why=why, fix=fix)

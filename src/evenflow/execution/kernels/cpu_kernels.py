@@ -1,0 +1,86 @@
+"""The kernels that CPU back ends are made of, and the sets of them there are.
+
+Knows: which sets this machine can have.
+Does not know: tensors, what kernels compute.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from evenflow.execution.kernels.parallel import Kernel
+
+
+class QuantisedKernels(NamedTuple):
+    """Kernels that multiply by weights as a GGUF file stores them.
+
+    Attributes:
+        pack: stored rows into tiles.
+        linear: rows times packed weights.
+        embed: rows of packed weights, dequantised.
+    """
+
+    pack: Kernel
+    linear: Kernel
+    embed: Kernel
+
+
+class CpuKernels(NamedTuple):
+    """One set of kernels; each takes the argument words that its layout names (`jobs`).
+
+    Attributes:
+        norm: root-mean-square norm (NORM_LAYOUT).
+        add_norm: the same of a sum that is kept (ADD_NORM_LAYOUT).
+        rotate: rotary positions (ROTATE_LAYOUT).
+        gate: activation(gate) * up (GATE_LAYOUT).
+        store: new keys and values into their slots (STORE_LAYOUT).
+        attention: paged attention (ATTENTION_LAYOUT).
+        has_bf16: whether store and attention know a bfloat16 KV cache.
+        quantised: products with quantised weights; None where this set has none.
+    """
+
+    norm: Kernel
+    add_norm: Kernel
+    rotate: Kernel
+    gate: Kernel
+    store: Kernel
+    attention: Kernel
+    has_bf16: bool = False
+    quantised: QuantisedKernels | None = None
+
+
+def cpu_kernels(
+    choice: Literal["auto", "native", "portable"], cache: Path | None = None
+) -> CpuKernels:
+    """Return the set of kernels to use.
+
+    Args:
+        choice: "native" for those in C++, "portable" for those that numba compiles, "auto" for
+            native where it can be had.
+        cache: folder for a native library compiled on first use; the user's cache by default.
+
+    Raises:
+        ConfigError: "native" was asked for and cannot be had.
+    """
+    if choice == "portable":
+        return portable_kernels()
+    from evenflow.execution.kernels.native.library import load_native_kernels, native_kernels
+
+    if choice == "native":
+        return load_native_kernels(cache=cache)
+    return native_kernels(cache=cache) or portable_kernels()
+
+
+def portable_kernels() -> CpuKernels:
+    """Return the kernels that numba compiles."""
+    from evenflow.execution.kernels.portable import attention_kernels, row_kernels, store_kernels
+
+    return CpuKernels(
+        norm=row_kernels.norm_kernel,
+        add_norm=row_kernels.add_norm_kernel,
+        rotate=row_kernels.rotate_kernel,
+        gate=row_kernels.gate_kernel,
+        store=store_kernels.store_kernel,
+        attention=attention_kernels.attention_kernel,
+    )

@@ -1,0 +1,145 @@
+"""What the CPU kernels other than attention are told: their argument words, in order.
+
+Addresses and strides are in bytes. Knows: addresses, sizes. Does not know: tensors, arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SILU, GELU_TANH = 0, 1
+
+# The argument words of each kernel, in the order in which it unpacks them.
+NORM_LAYOUT = "qqqqqqqqd"
+ADD_NORM_LAYOUT = "qqqqqqqqd"
+ROTATE_LAYOUT = "qqqqqqqqqq"
+GATE_LAYOUT = "qqqqqq"
+
+
+class StoreJob(NamedTuple):
+    """The arguments of `store_kernel`; see `AttentionJob` for those of the cache.
+
+    Attributes:
+        source_keys: float32 (num_tokens, num_kv_heads, head_dim), by the two strides.
+        source_values: likewise.
+        slots: int64 (num_tokens,).
+        is_bf16: whether the cache holds bfloat16 (1) or float32 (0); C++ kernels know both.
+    """
+
+    num_tokens: int
+    num_kv_heads: int
+    head_dim: int
+    source_keys: int
+    key_token_bytes: int
+    key_head_bytes: int
+    source_values: int
+    value_token_bytes: int
+    value_head_bytes: int
+    slots: int
+    keys: int
+    values: int
+    block_bytes: int
+    head_bytes: int
+    token_bytes: int
+    block_size: int
+    is_bf16: int
+
+
+STORE_LAYOUT = "q" * len(StoreJob._fields)
+
+
+class PackJob(NamedTuple):
+    """The arguments of `pack_kernel`.
+
+    Attributes:
+        type: number of the type (`quantised.PACKED_TYPES`).
+        num_rows: output features.
+        num_groups: input features / 32.
+        rows: the stored rows.
+        row_bytes: stride.
+        tiles: the packed weight, one tile for each 16 rows.
+        tile_bytes: stride.
+    """
+
+    type: int
+    num_rows: int
+    num_groups: int
+    rows: int
+    row_bytes: int
+    tiles: int
+    tile_bytes: int
+
+
+class LinearPart(NamedTuple):
+    """One of the weights that `linear_kernel` multiplies by, in its `parts`.
+
+    Attributes:
+        type: as in `PackJob`.
+        num_rows: output features.
+        tiles: the packed weight.
+        tile_bytes: stride.
+        first_column: the first column of `out` that is this weight's.
+    """
+
+    type: int
+    num_rows: int
+    tiles: int
+    tile_bytes: int
+    first_column: int
+
+
+class LinearJob(NamedTuple):
+    """The arguments of `linear_kernel`.
+
+    Attributes:
+        num_rows: rows of x.
+        x: float32 (num_rows, 32 * num_groups), by the next stride.
+        x_row_bytes: stride.
+        out: float32 (num_rows, num_columns), contiguous.
+        activations: memory for x in int8, `quantised.ROW_GROUP_BYTES` per row and group.
+        num_rounded: zero; tasks done of those that fill it.
+        num_groups: input features / 32.
+        num_columns: output features of all parts.
+        bias: float32 (num_columns,); 0 if there is none.
+        parts: `LinearPart` after `LinearPart`.
+        num_parts: how many.
+    """
+
+    num_rows: int
+    x: int
+    x_row_bytes: int
+    out: int
+    activations: int
+    num_rounded: int
+    num_groups: int
+    num_columns: int
+    bias: int
+    parts: int
+    num_parts: int
+
+
+class EmbedJob(NamedTuple):
+    """The arguments of `embed_kernel`.
+
+    Attributes:
+        type: as in `PackJob`.
+        num_ids: rows wanted.
+        num_groups: entries of a row / 32.
+        tiles: the packed weight.
+        tile_bytes: stride.
+        ids: int64 (num_ids,).
+        out: float32 (num_ids, 32 * num_groups), contiguous.
+    """
+
+    type: int
+    num_ids: int
+    num_groups: int
+    tiles: int
+    tile_bytes: int
+    ids: int
+    out: int
+
+
+PACK_LAYOUT = "q" * len(PackJob._fields)
+LINEAR_LAYOUT = "q" * len(LinearJob._fields)
+EMBED_LAYOUT = "q" * len(EmbedJob._fields)

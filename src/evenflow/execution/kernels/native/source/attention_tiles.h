@@ -1,0 +1,289 @@
+// The inner loops of attention: a few query rows against a run of keys, and their weights against
+// its values.
+//
+// A key's entries lie together, so a register with one key per lane would have to be transposed
+// first. Here a register holds quads instead: four neighbouring entries of LANES / 4 keys, put
+// together by plain 16-byte loads, which a quad of the query, repeated, multiplies.
+//
+//     register i   k[i][0..3] | k[4 + i][0..3] | k[8 + i][0..3] | ...     i = 0..3
+//     query row    q[0..3]    | q[0..3]        | q[0..3]        | ...
+//
+// So an entry d adds to sum d % 4 of its score, in ascending order, and at the end the four sums
+// become one, (0 + 2) + (1 + 3), for a whole register of keys at once. A result's entry adds its
+// keys in ascending order. Neither depends on how many rows or keys are worked on together, nor on
+// where a run of keys is cut.
+#pragma once
+
+#include "vectors.h"
+
+namespace evenflow {
+namespace {
+
+constexpr int QUAD = 4;
+constexpr int QUADS = LANES / QUAD;  // in a register, each of another key
+constexpr int TILE_KEYS = 16;        // keys that scores are computed for, at least
+constexpr int AHEAD_KEYS = 16;       // how far ahead of their use keys and values are asked for
+constexpr int CACHE_LINE = 64;
+
+// Rows worked on together: with four registers of sums each, they leave some for operands.
+constexpr int TILE_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
+
+struct Bf16 {
+    uint16_t bits;
+};
+
+inline void prefetch(const char* address) {
+    __builtin_prefetch(address, 0, 3);
+}
+
+// Load a register of stored entries as floats.
+inline Vec load_entries(const char* from, float) {
+    return load(reinterpret_cast<const float*>(from));
+}
+
+inline Vec load_entries(const char* from, float, int64_t count) {
+    return load(reinterpret_cast<const float*>(from), count);
+}
+
+inline Vec load_entries(const char* from, Bf16) {
+#if defined(__AVX512F__)
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+#elif defined(__AVX2__)
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+#else
+    uint16_t entries[LANES];
+    std::memcpy(entries, from, sizeof entries);
+    IntVec bits;
+    for (int i = 0; i < LANES; ++i) bits[i] = static_cast<int32_t>(entries[i]) << 16;
+    return reinterpret_cast<Vec>(bits);
+#endif
+}
+
+inline Vec load_entries(const char* from, Bf16, int64_t count) {
+    uint16_t entries[LANES] = {};
+    std::memcpy(entries, from, sizeof(uint16_t) * static_cast<size_t>(count));
+    return load_entries(reinterpret_cast<const char*>(entries), Bf16{});
+}
+
+// Join 16 bytes of each of QUADS keys.
+inline Vec join(const char* const* keys, int64_t byte) {
+#if defined(__AVX2__)
+    const auto part = [=](int i) { return _mm_loadu_ps(reinterpret_cast<const float*>(keys[i] + byte)); };
+    const auto pair = [=](int i) {
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(part(i)), part(i + 1), 1);
+    };
+#if defined(__AVX512F__)
+    return _mm512_insertf32x8(_mm512_castps256_ps512(pair(0)), pair(2), 1);
+#else
+    return pair(0);
+#endif
+#else
+    return load(reinterpret_cast<const float*>(keys[0] + byte));
+#endif
+}
+
+// Make quads of joined bytes.
+inline void split_quads(Vec joined, Vec* quads, float) {
+    quads[0] = joined;
+}
+
+inline void split_quads(Vec joined, Vec* quads, Bf16) {
+#if defined(__AVX512F__)
+    const __m512i bits = _mm512_castps_si512(joined), zero = _mm512_setzero_si512();
+    quads[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, bits));
+    quads[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, bits));
+#elif defined(__AVX2__)
+    const __m256i bits = _mm256_castps_si256(joined), zero = _mm256_setzero_si256();
+    quads[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bits));
+    quads[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bits));
+#else
+    const char* entries = reinterpret_cast<const char*>(&joined);
+    quads[0] = load_entries(entries, Bf16{});
+    quads[1] = load_entries(entries + QUAD * sizeof(Bf16), Bf16{});
+#endif
+}
+
+// Repeat a quad all over a register.
+inline Vec repeat(const float* quad) {
+#if defined(__AVX512F__)
+    return _mm512_broadcast_f32x4(_mm_loadu_ps(quad));
+#elif defined(__AVX2__)
+    return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(quad));
+#else
+    return load(quad);
+#endif
+}
+
+// Sum the quads of four registers: lane 4 L + i is the sum of quad L of register i.
+inline Vec sum_quads(const Vec* of) {
+#if defined(__AVX512F__)
+    const Vec a = _mm512_unpacklo_ps(of[0], of[1]) + _mm512_unpackhi_ps(of[0], of[1]);
+    const Vec b = _mm512_unpacklo_ps(of[2], of[3]) + _mm512_unpackhi_ps(of[2], of[3]);
+    const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)) + _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+#elif defined(__AVX2__)
+    const Vec a = _mm256_unpacklo_ps(of[0], of[1]) + _mm256_unpackhi_ps(of[0], of[1]);
+    const Vec b = _mm256_unpacklo_ps(of[2], of[3]) + _mm256_unpackhi_ps(of[2], of[3]);
+    const __m256d c = _mm256_castps_pd(a), d = _mm256_castps_pd(b);
+    return _mm256_castpd_ps(_mm256_unpacklo_pd(c, d)) + _mm256_castpd_ps(_mm256_unpackhi_pd(c, d));
+#else
+    Vec sums;
+    for (int i = 0; i < 4; ++i) sums[i] = (of[i][0] + of[i][2]) + (of[i][1] + of[i][3]);
+    return sums;
+#endif
+}
+
+// Keys, or their values, by their offsets in bytes.
+struct Entries {
+    const char* base;
+    const int64_t* offsets;
+
+    const char* operator[](int64_t key) const { return base + offsets[key]; }
+    Entries from(int64_t key) const { return {base, offsets + key}; }
+};
+
+// Arrange the quads of TILE_KEYS keys for `score_tile`: for each LANES keys, quad c of register i
+// at c * 4 + i. What a key lacks to 16 bytes is 0. `ahead` is what will be read soon.
+template <class Element>
+inline void arrange(Entries keys, Entries ahead, int64_t row_bytes, int64_t num_quads, float* to) {
+    constexpr int SHARE = 16 / (QUAD * sizeof(Element));  // quads in 16 bytes
+    for (int key = 0; key < TILE_KEYS; key += LANES, to += num_quads * QUAD * LANES)
+        for (int i = 0; i < QUAD; ++i) {
+            const char *from[QUADS], *next[QUADS];
+            for (int j = 0; j < QUADS; ++j) {
+                from[j] = keys[key + QUAD * j + i];
+                next[j] = ahead[key + QUAD * j + i];
+            }
+            float* place = to + i * LANES;
+            const auto move = [&](const char* const* source, int64_t byte) {
+                Vec quads[SHARE];
+                split_quads(join(source, byte), quads, Element{});
+                for (int part = 0; part < SHARE; ++part, place += QUAD * LANES)
+                    store(place, quads[part]);
+            };
+            int64_t byte = 0;
+            for (; byte + CACHE_LINE <= row_bytes; byte += CACHE_LINE) {
+                for (int j = 0; j < QUADS; ++j) prefetch(next[j] + byte);
+#pragma GCC unroll 4
+                for (int part = 0; part < CACHE_LINE; part += 16) move(from, byte + part);
+            }
+            for (; byte + 16 <= row_bytes; byte += 16) move(from, byte);
+            if (byte < row_bytes) {
+                char rest[QUADS][16] = {};
+                const char* copies[QUADS];
+                for (int j = 0; j < QUADS; ++j) {
+                    std::memcpy(rest[j], from[j] + byte, static_cast<size_t>(row_bytes - byte));
+                    copies[j] = rest[j];
+                }
+                move(copies, 0);
+            }
+        }
+}
+
+// Score an arranged tile of keys for each row: out[row][0..TILE_KEYS) = query[row] . key.
+//
+// The rows' quads lie interleaved: quad c of row r at c * ROWS + r.
+template <int ROWS>
+inline void score_tile(
+    const float* queries, const float* keys, int64_t num_quads, float* out, int64_t stride
+) {
+    for (int first = 0; first < TILE_KEYS; first += LANES) {
+        Vec sums[ROWS][QUAD] = {};
+        const float* query = queries;
+        for (int64_t c = 0; c < num_quads; ++c, query += ROWS * QUAD, keys += QUAD * LANES) {
+            Vec factors[ROWS];
+#pragma GCC unroll 8
+            for (int row = 0; row < ROWS; ++row) factors[row] = repeat(query + row * QUAD);
+#pragma GCC unroll 4
+            for (int i = 0; i < QUAD; ++i) {
+                const Vec quads = load(keys + i * LANES);
+#pragma GCC unroll 8
+                for (int row = 0; row < ROWS; ++row)
+                    sums[row][i] = fma(factors[row], quads, sums[row][i]);
+            }
+        }
+        for (int row = 0; row < ROWS; ++row) store(out + row * stride + first, sum_quads(sums[row]));
+    }
+}
+
+// Add weight * value of some keys to WIDE registers of each row's sums.
+template <class Element, int ROWS, int WIDE, class... Rest>
+inline void add_columns(
+    float* sums, int64_t stride, const float* weights, int64_t weight_stride, Entries values,
+    int64_t count, int64_t column, Rest... rest
+) {
+    Vec total[ROWS][WIDE];
+    for (int row = 0; row < ROWS; ++row)
+        for (int i = 0; i < WIDE; ++i)
+            total[row][i] = load(sums + row * stride + column + i * LANES, rest...);
+    const int64_t first_byte = column * static_cast<int64_t>(sizeof(Element));
+    constexpr int BYTES = WIDE * LANES * sizeof(Element);
+    for (int64_t key = 0; key < count; ++key) {
+        const char* place = values[key] + first_byte;
+        const char* ahead = values[key + AHEAD_KEYS] + first_byte;
+        for (int byte = 0; byte < BYTES; byte += CACHE_LINE) prefetch(ahead + byte);
+        Vec factors[ROWS];
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS; ++row) factors[row] = splat(weights[row * weight_stride + key]);
+#pragma GCC unroll 4
+        for (int i = 0; i < WIDE; ++i) {
+            const Vec entries = load_entries(place + i * (BYTES / WIDE), Element{}, rest...);
+#pragma GCC unroll 8
+            for (int row = 0; row < ROWS; ++row)
+                total[row][i] = fma(factors[row], entries, total[row][i]);
+        }
+    }
+    for (int row = 0; row < ROWS; ++row)
+        for (int i = 0; i < WIDE; ++i)
+            store(sums + row * stride + column + i * LANES, total[row][i], rest...);
+}
+
+// Add weight * value of some keys to each row's sums.
+template <class Element, int ROWS>
+inline void add_weighted(
+    float* sums, int64_t stride, const float* weights, int64_t weight_stride, Entries values,
+    int64_t count, int64_t head_dim
+) {
+    int64_t column = 0;
+    for (; column + 4 * LANES <= head_dim; column += 4 * LANES)
+        add_columns<Element, ROWS, 4>(sums, stride, weights, weight_stride, values, count, column);
+    for (; column + LANES <= head_dim; column += LANES)
+        add_columns<Element, ROWS, 1>(sums, stride, weights, weight_stride, values, count, column);
+    if (column < head_dim)
+        add_columns<Element, ROWS, 1>(
+            sums, stride, weights, weight_stride, values, count, column, head_dim - column
+        );
+}
+
+struct Softmax {
+    float peak, total;
+};
+
+// Turn the scores of keys `first` to `last` into weights e^(score - peak). Those of the other keys
+// in the same tiles become 0, and a weight's place among all keys decides where it is added.
+inline Softmax exponentiate(float* scores, int64_t first, int64_t last) {
+    constexpr int WIDE = TILE_KEYS / LANES;
+    const int64_t begin = first / TILE_KEYS * TILE_KEYS;
+    const int64_t end = (last + TILE_KEYS - 1) / TILE_KEYS * TILE_KEYS;
+    for (int64_t key = begin; key < first; ++key) scores[key] = -__builtin_inff();
+    for (int64_t key = last; key < end; ++key) scores[key] = -__builtin_inff();
+    Vec peaks = splat(-__builtin_inff());
+    for (int64_t key = begin; key < end; key += LANES) peaks = max(load(scores + key), peaks);
+    float peak = peaks[0];
+    for (int i = 1; i < LANES; ++i) peak = peaks[i] > peak ? peaks[i] : peak;
+    Vec totals[WIDE] = {};
+    for (int64_t key = begin; key < end; key += TILE_KEYS)
+        for (int i = 0; i < WIDE; ++i) {
+            const Vec weights = exp(load(scores + key + i * LANES) - peak);
+            store(scores + key + i * LANES, weights);
+            totals[i] += weights;
+        }
+    for (int width = WIDE / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) totals[i] += totals[i + width];
+    return {peak, sum(totals[0])};
+}
+
+}  // namespace
+}  // namespace evenflow

@@ -1,0 +1,148 @@
+"""Kernels that work on each row by itself: norms, rotation, gates, and the write into the KV store.
+
+All of them are bound by memory: a row is read once, kept in fp32 registers and written once, and
+what is fused saves a trip. The sum of a norm runs over a whole row within one program, in an order
+that its length alone decides.
+
+Rows are addressed by (token, group) with a stride each, so that the heads of a projection's output
+can be normalised and rotated where they lie.
+
+Knows: addresses, strides.
+Does not know: tensors, layers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def norm_kernel(
+    x: tl.tensor,  # (num_tokens, NUM_GROUPS, DIM)
+    token_stride: int,
+    group_stride: int,
+    residual: tl.tensor,  # (num_rows, DIM), contiguous, changed in place; or None
+    weight: tl.tensor,  # (DIM,)
+    out: tl.tensor,  # (num_rows, DIM), contiguous
+    num_rows: int,
+    eps: float,
+    NUM_GROUPS: tl.constexpr,  # noqa: N803
+    DIM: tl.constexpr,  # noqa: N803
+    WIDTH: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+):
+    """Write x / sqrt(mean(x^2) + eps) * weight; with a residual, of x + residual, which is kept.
+
+    Reads x (and the residual) once, writes the result (and the residual) once. Grid (num_rows /
+    ROWS,): short rows, such as heads, share a program.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    entries = tl.arange(0, WIDTH)
+    is_value = (row < num_rows)[:, None] & (entries < DIM)[None, :]
+    row = row.to(tl.int64)
+    at = row // NUM_GROUPS * token_stride + row % NUM_GROUPS * group_stride
+    values = tl.load(x + at[:, None] + entries[None, :], mask=is_value, other=0.0).to(tl.float32)
+    at = row[:, None] * DIM + entries[None, :]
+    if residual is not None:
+        values += tl.load(residual + at, mask=is_value, other=0.0).to(tl.float32)
+        kept = values.to(residual.dtype.element_ty)
+        tl.store(residual + at, kept, mask=is_value)
+        values = kept.to(tl.float32)  # the norm is that of the sum as it is stored
+    inverse = tl.rsqrt(tl.sum(values * values, 1) / DIM + eps)
+    factors = tl.load(weight + entries, mask=entries < DIM, other=0.0).to(tl.float32)
+    result = values * inverse[:, None] * factors[None, :]
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def rotate_kernel(
+    x: tl.tensor,  # (num_tokens, NUM_HEADS, head_dim), changed in place
+    token_stride: int,
+    head_stride: int,
+    cos: tl.tensor,  # (num_tokens, HALF)
+    sin: tl.tensor,
+    table_stride: int,
+    NUM_HEADS: tl.constexpr,  # noqa: N803
+    HALF: tl.constexpr,  # noqa: N803
+    HEADS: tl.constexpr,  # noqa: N803
+    WIDTH: tl.constexpr,  # noqa: N803
+):
+    """Turn the pairs (x[i], x[i + HALF]) of some heads of a token; grid (tokens, heads / HEADS)."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    pair = tl.arange(0, WIDTH)
+    is_pair = pair < HALF
+    is_value = (head < NUM_HEADS)[:, None] & is_pair[None, :]
+    turn = token * table_stride + pair
+    cosine = tl.load(cos + turn, mask=is_pair, other=0.0).to(tl.float32)[None, :]
+    sine = tl.load(sin + turn, mask=is_pair, other=0.0).to(tl.float32)[None, :]
+    at = x + token * token_stride + head[:, None] * head_stride + pair[None, :]
+    first = tl.load(at, mask=is_value, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, mask=is_value, other=0.0).to(tl.float32)
+    turned_first = first * cosine - second * sine
+    turned_second = second * cosine + first * sine
+    tl.store(at, turned_first.to(x.dtype.element_ty), mask=is_value)
+    tl.store(at + HALF, turned_second.to(x.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def gate_kernel(
+    gate_up: tl.tensor,  # (num_rows, 2 * DIM)
+    row_stride: int,
+    out: tl.tensor,  # (num_rows, DIM), contiguous
+    DIM: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+    IS_SILU: tl.constexpr,  # noqa: N803
+):
+    """Write activation(gate) * up for a piece of a row; grid (num_rows, DIM / BLOCK).
+
+    Both activations are a product with a sigmoid: silu(g) = g * sigmoid(g), and as
+    tanh(z) = 2 * sigmoid(2 z) - 1, gelu_tanh(g) = g * sigmoid(sqrt(8 / pi) * (g + 0.044715 g^3)).
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_value = column < DIM
+    at = gate_up + row * row_stride + column
+    gate = tl.load(at, mask=is_value, other=0.0).to(tl.float32)
+    up = tl.load(at + DIM, mask=is_value, other=0.0).to(tl.float32)
+    slope = gate if IS_SILU else 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    result = gate * tl.sigmoid(slope) * up
+    tl.store(out + row * DIM + column, result.to(out.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def store_kernel(
+    new_keys: tl.tensor,  # (num_tokens, NUM_HEADS, HEAD_DIM)
+    new_values: tl.tensor,
+    key_token_stride: int,
+    key_head_stride: int,
+    value_token_stride: int,
+    value_head_stride: int,
+    slots: tl.tensor,  # (num_tokens,), int64: block_id * BLOCK_SIZE + offset; negative for none
+    keys: tl.tensor,  # (num_blocks, NUM_HEADS, BLOCK_SIZE, HEAD_DIM)
+    values: tl.tensor,
+    block_stride: int,
+    head_stride: int,
+    token_stride: int,
+    NUM_HEADS: tl.constexpr,  # noqa: N803
+    HEAD_DIM: tl.constexpr,  # noqa: N803
+    HEADS: tl.constexpr,  # noqa: N803
+    WIDTH: tl.constexpr,  # noqa: N803
+    BLOCK_SIZE: tl.constexpr,  # noqa: N803
+):
+    """Copy one token's keys and values to its slot, rounded to the store's dtype; grid (tokens,)."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot < 0:
+        return
+    head = tl.arange(0, HEADS)[:, None]
+    entries = tl.arange(0, WIDTH)[None, :]
+    is_value = (head < NUM_HEADS) & (entries < HEAD_DIM)
+    to = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * token_stride
+    to = to + head * head_stride + entries
+    key = new_keys + token * key_token_stride + head * key_head_stride + entries
+    value = new_values + token * value_token_stride + head * value_head_stride + entries
+    key, value = tl.load(key, mask=is_value), tl.load(value, mask=is_value)
+    tl.store(keys + to, key.to(keys.dtype.element_ty), mask=is_value)
+    tl.store(values + to, value.to(values.dtype.element_ty), mask=is_value)
