@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+KERNELS := setup.py $(wildcard src/evenflow/execution/kernels/native/build.py src/evenflow/execution/kernels/native/source/*)
 BENCHMARKS := $(wildcard benchmarks/[a-z]*.py)
 
 # Tests run beside other work: let waiting OpenMP threads sleep soon instead of holding a core.
@@ -22,7 +23,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("evenflow needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": use make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+$(INSTALLED): pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing into $(VENV) (the first time takes some minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

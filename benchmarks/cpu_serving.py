@@ -46,6 +46,7 @@ Usage: python benchmarks/cpu_serving.py [--quick] [--rounds N] [--peers NAME ...
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
 import time
@@ -98,6 +99,7 @@ def main() -> None:
     engines += choose_peers(args, cache, checkpoint.path)
     logs = home(cache)
     logs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # drivers must not outlive it
     try:
         engines = start(engines, logs)
         samples = measure(engines, loads, 1 if args.quick else args.rounds)

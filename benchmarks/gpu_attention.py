@@ -78,7 +78,7 @@ class Step:
 
 def errors() -> dict[str, float]:
     """Return |out - reference| / |reference| of a mixed batch with awkward lengths, by layout."""
-    found = {}
+    found: dict[str, float] = {}
     for layout in LAYOUTS:
         step = Step([1, 300, 1, 17, 1, 64], [1, 300, 1025, 517, 4000, 777], layout)
         expected = step.attend(ReferenceAttention(step.store)).double()

@@ -30,8 +30,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
-from cpu_ceilings import measure_machine
 
+from cpu_ceilings import measure_machine
 from evenflow.core.gguf_file import GGML_TYPES, GGMLType
 from evenflow.execution.kernels.cpu_ops import CpuOps
 from evenflow.execution.kernels.native.library import ISAS, native_kernels

@@ -59,7 +59,7 @@ def greedy(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> list
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
 def test_greedy_tokens_equal_transformers(name: str) -> None:
-    llm = LLM(name, num_blocks_override=256, max_model_len=512)
+    llm = LLM(name, linear="exact", num_blocks_override=256, max_model_len=512)
     prompts = [encode(llm, prompt) for prompt in PROMPTS.values()]
     params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
     ours = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 import tempfile
@@ -12,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from evenflow.config import load_config
-from evenflow.models.sources import ModelFiles, resolve
-from evenflow.models.weights.open import open_checkpoint
-from evenflow.models.weights.shapes import tensor_shapes
+from evenflow.execution.torch.kv_store import KVStore
+from evenflow.models.sources import resolve
+from evenflow.models.weights.open import Checkpoint, open_checkpoint
 
 STATUS = Path("/proc/self/status")
 
@@ -24,7 +23,10 @@ pytestmark = [
 ]
 
 _IMPORT = "from evenflow.engine.llm import LLM\n"
-_LOAD = "LLM({model!r}, cache={cache!r}, num_blocks_override=64, max_model_len=1024)\n"
+_LOAD = (
+    "LLM({model!r}, cache={cache!r}, linear={linear!r}, num_blocks_override=64,"
+    " max_model_len=1024)\n"
+)
 # Not ru_maxrss, which a child begins with at the peak of the process that forked it.
 _REPORT = f"""
 status = open({str(STATUS)!r}).read()
@@ -43,13 +45,13 @@ def peak_bytes(script: str) -> int:
     return int(result.stdout) * 1024
 
 
-def held_bytes(files: ModelFiles) -> int:
-    """Return what the model needs: all tensors, and a tied embedding also packed as a linear."""
-    spec = open_checkpoint(files).spec
-    num_parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
-    if spec.tie_word_embeddings:
-        num_parameters += spec.vocab_size * spec.hidden_size
-    return 4 * num_parameters
+def load_script(checkpoint: Checkpoint, cache: Path, linear: str) -> str:
+    return _IMPORT + _LOAD.format(model=str(checkpoint.path), cache=str(cache), linear=linear)
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    return open_checkpoint(resolve("smollm2", cache_dir=load_config().config.paths.cache))
 
 
 @pytest.fixture
@@ -58,11 +60,20 @@ def empty_cache() -> Iterator[Path]:
         yield Path(directory)
 
 
-def test_loading_holds_the_weights_once(empty_cache: Path) -> None:
-    files = resolve("smollm2", cache_dir=load_config().config.paths.cache)
-    load = _IMPORT + _LOAD.format(model=str(files.path), cache=str(empty_cache))
-    limit_bytes = peak_bytes(_IMPORT) + held_bytes(files) + MARGIN_BYTES
+def test_loading_fp32_weights_holds_them_once(checkpoint: Checkpoint, empty_cache: Path) -> None:
+    load = load_script(checkpoint, empty_cache, "exact")
+    limit_bytes = peak_bytes(_IMPORT) + checkpoint.weight_bytes("exact") + MARGIN_BYTES
     assert not list(empty_cache.rglob("*.safetensors"))
     assert peak_bytes(load) < limit_bytes, "from the GGUF file"
     assert list(empty_cache.rglob("*.safetensors"))
     assert peak_bytes(load) < limit_bytes, "from the loaded form"
+
+
+def test_loading_weights_as_they_are_stored_holds_them_once(checkpoint: Checkpoint) -> None:
+    cache = load_config().config.paths.cache  # of the native kernels
+    peak = peak_bytes(load_script(checkpoint, cache, "w4a8"))
+    weight_bytes = checkpoint.weight_bytes("w4a8")
+    assert peak < peak_bytes(_IMPORT) + weight_bytes + MARGIN_BYTES
+    spec = checkpoint.spec
+    block_bytes = KVStore.bytes_per_block(spec.num_layers, spec.num_kv_heads, spec.head_dim, 16)
+    assert peak < 1.3 * (weight_bytes + 64 * block_bytes + 250 * 2**20)

@@ -33,7 +33,7 @@ class Case:
     scattered: bool = True
     dtype: torch.dtype = torch.float32
     activations: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     @property
     def scale(self) -> float:

@@ -234,11 +234,12 @@ def _cuda_backend(config: EvenflowConfig, spec: ModelSpec, machine: Machine) -> 
             fix="Set --linear auto, or --device cpu",
         )
     dtype = _cuda_dtype(settings, machine.capability)
-    attention = _cuda_attention(settings, machine)
+    kv_dtype = _KV_DTYPES.get(config.cache.kv_cache_dtype, dtype)
+    attention = _cuda_attention(settings, machine, kv_dtype)
     return Backend(
         torch.device("cuda"),
         dtype,
-        _KV_DTYPES.get(config.cache.kv_cache_dtype, dtype),
+        kv_dtype,
         attention,
         starts_ahead=settings.async_scheduling,
         # The host reads which experts tokens go to, and the reference reads lengths.
@@ -259,10 +260,13 @@ def _cuda_dtype(settings: ExecutionConfig, capability: tuple[int, int]) -> torch
     return _DTYPES[settings.dtype]
 
 
-def _cuda_attention(settings: ExecutionConfig, machine: Machine) -> AttentionName:
+def _cuda_attention(
+    settings: ExecutionConfig, machine: Machine, kv_dtype: torch.dtype
+) -> AttentionName:
     name = settings.attention_backend
     if name == "auto":
-        return "flashinfer" if machine.has_flashinfer else "triton"
+        # FlashInfer reads keys and values of 16 bits only.
+        return "flashinfer" if machine.has_flashinfer and kv_dtype.itemsize == 2 else "triton"
     if name == "cpu":
         _refuse(
             "--attention-backend cpu cannot be had on a GPU",

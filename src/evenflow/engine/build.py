@@ -144,7 +144,10 @@ def build_runtime(
         is_quantised=checkpoint.is_quantised(load_format),
         has_native_kernels=backend.has_native_kernels,
     )
-    kv_plan = _plan_kv(config, spec, backend, checkpoint.weight_bytes(linear, load_format))
+    weight_bytes = checkpoint.weight_bytes(
+        linear, load_format, bytes_per_float=backend.dtype.itemsize
+    )
+    kv_plan = _plan_kv(config, spec, backend, weight_bytes)
     logger.info("kv memory: %s", kv_plan.description())
     tokenizer = load_tokenizer(files.path, chat_template=config.model.chat_template)
     weights = checkpoint.weights(

@@ -98,6 +98,11 @@ class LowerTier:
         """Blocks that are neither read nor written at present."""
         return self._pool.num_empty + self._pool.num_evictable
 
+    @property
+    def num_ready(self) -> int:
+        """Blocks that can be written without choosing a copy to give up."""
+        return self._pool.num_ready
+
     def find(self, content: BlockHash) -> BlockId | None:
         """Return the block with this content, if there is one."""
         return self._pool.find(content)
@@ -182,7 +187,7 @@ class LowerTier:
             if block_id is not None:
                 value = worth.value + math.log2(num_behind) if is_chain else worth.value
                 claims = self._claims.setdefault(block_id, {})
-                claims[owner] = worth._replace(value=value)
+                claims[owner] = Worth(True, worth.is_awaited, worth.urgency, value)
                 self._reconsider(content)
 
     def withdraw(self, contents: Iterable[BlockHash], owner: Hashable) -> None:
@@ -262,7 +267,7 @@ class LowerTier:
                 pool.cool_for_run(min(num_blocks, _MIN_GROUP_BLOCKS))
                 pool.cool(num_blocks)
             return num_blocks
-        below = below._replace(is_within_quota=self._num_blocks_of[tenant_id] < self._quota)
+        below = below._replace(is_within_quota=self._num_blocks_of[tenant_id] <= self._quota)
         while pool.num_ready < num_blocks and self._by_worth and self._by_worth.least() < below:
             pool.cool(pool.num_ready + 1)
         return min(num_blocks, pool.num_ready)
@@ -276,8 +281,9 @@ class LowerTier:
         block_id = self._pool.find(content)
         if block_id is None:
             return Worth()
-        worth = max(self._claims.get(block_id, {}).values(), default=Worth())
-        return worth._replace(is_within_quota=self._is_within_quota(block_id))
+        claims = self._claims.get(block_id)
+        worth = max(claims.values()) if claims else Worth()
+        return worth if self._is_within_quota(block_id) else worth._replace(is_within_quota=False)
 
     def _is_within_quota(self, block_id: BlockId) -> bool:
         tenant_id = self._tenant_of[block_id]

@@ -61,6 +61,8 @@ class RequestCopies:
         self._unfull: dict[RequestId, BlockHash] = {}
         # How requests left that are away.
         self._departures: dict[RequestId, Stored] = {}
+        # The priorities of requests that are away, as far as their copies do not know them yet.
+        self._reranked: dict[RequestId, int] = {}
         # Of which leading blocks requests that live have said what copies are worth to them.
         self._claimed: dict[RequestId, list[BlockHash]] = {}
 
@@ -81,15 +83,13 @@ class RequestCopies:
             self._unfull[request_id] = contents[-1]
         stored = self._departures[request_id] = self._store(request, contents)
         self._claimed[request_id] = contents
-        self.reappraise(request)
+        self._await(request_id, request.priority)
         return stored
 
-    def reappraise(self, request: Request) -> None:
-        """Say anew what the copies of a request are worth, if it is away."""
-        request_id = request.request_id
-        if request_id in self._departures:
-            worth = awaited(self._block_size, -request.priority)
-            self.residency.host.appraise(self._claimed[request_id], worth, request_id)
+    def rerank(self, request: Request) -> None:
+        """Take in that a request has another priority; it counts once somebody needs room."""
+        if request.request_id in self._departures:
+            self._reranked[request.request_id] = request.priority
 
     def back(self, request: Request, now_s: float) -> str | None:
         """Note that a request has its KV on the device, as far as there is any.
@@ -100,6 +100,7 @@ class RequestCopies:
         stored = self._departures.pop(request.request_id, None)
         if stored is None:
             return None
+        self._reranked.pop(request.request_id, None)
         self._claim_spare(request, self._claimed[request.request_id], now_s)
         return stored.failure
 
@@ -121,6 +122,7 @@ class RequestCopies:
         request_id = request.request_id
         self.drop_unfull(request_id)
         self._departures.pop(request_id, None)
+        self._reranked.pop(request_id, None)
         claimed = self._claimed.pop(request_id, [])
         self.residency.host.withdraw(claimed, request_id)
         contents = self._prefixes.contents(request, request.num_computed_tokens)
@@ -158,6 +160,7 @@ class RequestCopies:
         if first:
             (after,) = self._prefixes.contents(request, first * self._block_size, first - 1)
         worth = self._spare_worth(request, now_s)
+        self._before_store(len(contents))
         stored = self.residency.store(
             contents, block_ids, request.tenant_id, after=after, below=worth
         )
@@ -238,8 +241,21 @@ class RequestCopies:
         return self.residency.find(contents)
 
     def _store(self, request: Request, contents: Sequence[BlockHash]) -> Stored:
+        self._before_store(len(contents))
         block_ids = self._tables[request.request_id].ids[: len(contents)].tolist()
         return self.residency.store(contents, block_ids, request.tenant_id)
+
+    def _before_store(self, num_blocks: int) -> None:
+        """Have the copies of those who are away ranked, if some may have to make room."""
+        if self._reranked and self.residency.host.num_ready < num_blocks:
+            for request_id, priority in self._reranked.items():
+                self._await(request_id, priority)
+            self._reranked.clear()
+
+    def _await(self, request_id: RequestId, priority: int) -> None:
+        """Say that a request comes back for its copies."""
+        worth = awaited(self._block_size, -priority)
+        self.residency.host.appraise(self._claimed[request_id], worth, request_id)
 
     def _claim_spare(self, request: Request, contents: Sequence[BlockHash], now_s: float) -> None:
         worth = self._spare_worth(request, now_s)

@@ -54,6 +54,7 @@ def follow(scheduler: Scheduler, plan: StepPlan, now_s: float) -> StepPlan | Non
         following,
         reversed(running),
         lambda: scheduler.waiting.first(view, scheduler.seats.full),
+        now_s,
     )
     return following
 

@@ -94,7 +94,7 @@ class Swapper(Switcher):
 
     def rerank(self, request: Request) -> None:
         """Take in that a request has another priority."""
-        self._copies.reappraise(request)
+        self._copies.rerank(request)
 
     def enter(self, request: Request, num_running: int) -> int | None:
         """Give a request memory, and send for what is worth loading; see `KVCacheManager.admit`."""

@@ -101,6 +101,7 @@ def test_flashinfer_is_taken_when_it_is_installed_and_decode_is_still_recorded(
     backend = choose(WITH_FLASHINFER)
     assert (backend.attention_name, backend.records_graphs) == ("flashinfer", True)
     assert choose(WITH_FLASHINFER, attention_backend="triton").attention_name == "triton"
+    assert choose(WITH_FLASHINFER, dtype="float32").attention_name == "triton"
 
 
 @pytest.mark.parametrize(

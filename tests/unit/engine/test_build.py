@@ -12,7 +12,7 @@ from evenflow.config import load_config
 from evenflow.core.errors import ConfigError, KVDiskError, KVMemoryError
 from evenflow.core.ids import TenantId
 from evenflow.core.sampling import SamplingParams
-from evenflow.engine import build
+from evenflow.engine import backends, build
 from evenflow.engine.build import Runtime, build_runtime
 from evenflow.scheduling.switching import SwitchOptions
 from support.gguf_files import write_tiny
@@ -73,7 +73,7 @@ def test_build_runtime_takes_the_length_asked_for_or_the_models(
 def test_build_runtime_takes_a_number_of_blocks_whatever_memory_is_free(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "free_memory_bytes", lambda: 0)
+    monkeypatch.setattr(backends, "free_memory_bytes", lambda: 0)
     with pytest.raises(KVMemoryError):
         start(directory, load_format="dummy")
     runtime = start(directory, load_format="dummy", num_blocks_override=8)

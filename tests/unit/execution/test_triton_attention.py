@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from support.attention_scenes import LAYER, Case, Scene, build
-from support.triton_interpreter import DEVICE
+from support.triton_interpreter import DEVICE  # before any kernel is defined
 
+# isort: split
 from evenflow.core.errors import ConfigError
 from evenflow.execution.attention import merge_partials
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.triton.attention import TritonAttention
 from evenflow.execution.kernels.triton.tiles import Tile, Tiles, choose_tiles
 from evenflow.execution.torch.kv_store import KVStore
+from support.attention_scenes import LAYER, Case, Scene, build
 
 # The logarithm of a sum of nothing is -inf, which numpy remarks on.
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
@@ -174,9 +175,7 @@ def test_triton_bits_are_the_same_when_blocks_lie_elsewhere(change: dict[str, An
 @pytest.mark.parametrize("workers", [1, 64])
 def test_triton_splits_grow_when_a_context_has_too_many(workers: int) -> None:
     tile = Tile(rows=16, keys=16, num_warps=4, num_stages=2)
-    tiles = replace(
-        SMALL, decode=tile, split_keys=16, max_splits=4, programs_per_processor=workers
-    )
+    tiles = replace(SMALL, decode=tile, split_keys=16, max_splits=4, programs_per_processor=workers)
     # The second sees as many keys as three splits hold, but touches four.
     case = on_device(Case(((127, 1),), 1, 2, 64, 16))
     for scene in (build(case), build(replace(case, window=48))):

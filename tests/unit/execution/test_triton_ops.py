@@ -7,11 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from support.triton_interpreter import DEVICE
+from support.triton_interpreter import DEVICE  # before any kernel is defined
 
+# isort: split
 from evenflow.execution.kernels.torch_ops import TorchOps
 from evenflow.execution.kernels.triton.triton_ops import TritonOps
 from evenflow.execution.ops import Activation, Ops
+
+# A sigmoid's power of e may be infinite, which numpy remarks on.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -114,7 +118,6 @@ def test_triton_rotate_leaves_entries_behind_the_rotary_part_alone() -> None:
     assert not torch.equal(x[..., :8], before[..., :8])
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_triton_gated_stays_finite_at_extreme_inputs(activation: Activation) -> None:
     gate = torch.tensor([[-1e30, -100.0, -88.0, 0.0, 88.0, 100.0, 1e12, torch.nan]])

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from support.triton_interpreter import DEVICE
+from support.triton_interpreter import DEVICE  # before any kernel is defined
 
+# isort: split
 from evenflow.core.ids import RequestId
 from evenflow.core.request import Request
 from evenflow.core.sampling import SamplingParams
@@ -16,9 +17,13 @@ from evenflow.execution.kernels.triton import sampling
 from evenflow.execution.kernels.triton.sampling import Draws, draw
 from evenflow.execution.torch.sampler import sample
 
+# The logarithm of no weight is -inf, which numpy remarks on.
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+
 CUTS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "cold": {"temperature": 0.7},
+    "freezing": {"temperature": 1e-300},
     "hot": {"temperature": 5.0},
     "top_k": {"top_k": 5},
     "top_k_of_all": {"top_k": 10**6},
@@ -67,7 +72,7 @@ def test_draw_equals_the_sampler_of_the_host(
 
 
 @pytest.mark.parametrize("name", ["top_p_flat", "all"])
-def test_draw_is_the_same_when_candidates_are_too_many_to_set_aside(
+def test_draw_is_the_same_when_candidates_are_too_many_to_list(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests, logits = make_requests(CUTS[name], 3), make_logits(3, 700, tied=False)
@@ -91,6 +96,15 @@ def test_draw_gives_a_possible_token_at_the_ends_of_the_range(uniform: float, to
     logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf, -200.0]], device=DEVICE)
     numbers = torch.tensor([[1.0], [top_p], [0.0], [uniform], [0.0]], dtype=torch.float64)
     assert draw(logits, Draws(numbers.to(DEVICE))).item() in {1, 2}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("params", CUTS.values(), ids=CUTS.keys())
+def test_draw_gives_a_token_of_the_vocabulary_when_logits_are_nan(params: dict[str, Any]) -> None:
+    logits = torch.full((2, 300), torch.nan)
+    logits[1] = make_logits(1, 300, tied=False)
+    logits[1, 7] = torch.nan
+    assert all(0 <= token < 300 for token in draw_on_device(logits, make_requests(params, 2)))
 
 
 def test_draw_takes_logits_of_16_bits_and_leaves_them_alone() -> None:

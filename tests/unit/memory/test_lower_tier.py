@@ -215,6 +215,14 @@ def test_a_block_does_not_inherit_the_worth_of_what_it_held_before() -> None:
     assert left(tier, chain("cheap", 2), chain("new", 1)) == [0, 1]
 
 
+def test_claims_end_with_the_copy_when_it_makes_room() -> None:
+    tier = LowerTier(Tier.HOST, 1)
+    write(tier, chain("dear", 1), AWAITED)
+    [extent] = tier.reserve(chain("new", 1))
+    tier.keep(extent.block_ids)
+    assert tier.reserve(chain("newer", 1), below=Worth(value=0))
+
+
 # ---- Quotas ------------------------------------------------------------------------------------
 
 

@@ -217,8 +217,8 @@ def test_copies_of_who_becomes_more_urgent_while_away_outlive_others() -> None:
     world.leave(urgent)
     world.leave(casual)
     casual.priority, urgent.priority = urgent.priority, casual.priority
-    world.copies.reappraise(casual)
-    world.copies.reappraise(urgent)
+    world.copies.rerank(casual)
+    world.copies.rerank(urgent)
     world.leave(world.run(request("new", 17, first=300)))
     assert [world.kv.num_loadable_tokens(a) for a in (casual, urgent)] == [16, 0]
 
@@ -292,6 +292,33 @@ def test_copies_of_a_request_that_ends_while_it_is_away_are_awaited_no_more() ->
     world.leave(alive)
     world.leave(world.run(request("new", 17, first=300)))
     assert [world.kv.num_loadable_tokens(a) for a in (ended, alive)] == [0, 16]
+
+
+def test_turn_that_ends_while_it_is_away_leaves_copies_for_the_next_one() -> None:
+    world = World(num_host_blocks=8)
+    turn = world.run(request("turn", 17, session_id="s"))
+    world.leave(turn)
+    turn.move_to(RequestStatus.FINISHED_ABORTED)
+    world.copies.end(turn, 0.0)
+    other = world.run(request("other", 17, first=100))
+    world.copies.write_back(other, 4, 60.0)
+    world.leave(world.run(request("new", 17, first=200)))
+    assert world.kv.num_loadable_tokens(request("next turn", 18)) == 16
+    assert world.copies.num_dirty(other) == 4
+
+
+def test_session_that_is_over_makes_room_before_one_that_is_not() -> None:
+    world = World(num_host_blocks=8)
+    over, open_ = (request(n, 17, first=100 * at, session_id=n) for at, n in enumerate("ab"))
+    for turn in (over, open_):
+        finish(world, world.run(turn))
+    contents = world.kv.contents(over)
+    world.copies.devalue((over.tenant_id, over.session_id), contents, 0, 0.0)
+    world.leave(world.run(request("new", 17, first=200)))
+    left = [
+        world.kv.num_loadable_tokens(request(f"next {at}", 18, first=100 * at)) for at in (0, 1)
+    ]
+    assert left == [0, 16]
 
 
 def test_disown_lets_nobody_find_copies_that_are_not_to_be_trusted() -> None:

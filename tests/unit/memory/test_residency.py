@@ -375,13 +375,15 @@ def test_close_writes_what_is_worth_most_first_and_for_so_long_only() -> None:
 
 def test_close_gives_up_nothing_on_disk_that_is_worth_more() -> None:
     world = World(num_host_blocks=16, num_disk_blocks=8)
+    cheap = chain("cheap", 2)
     world.store(A, range(6))
+    world.store(cheap, [6, 7])
     world.spilled()
-    world.store(B, range(6, 12))
-    world.host.appraise(B, Worth(value=-9))
+    world.host.appraise(cheap, Worth(value=-9))
+    world.store(B[:2], [8, 9])
     world.residency.close()
     world.host.clear()
-    assert (world.has(A), world.has(B)) == (6, 2)
+    assert (world.has(A), world.has(B), world.has(cheap)) == (6, 2, 0)
 
 
 def test_close_goes_on_although_the_disk_is_full() -> None:

@@ -238,7 +238,7 @@ def play(seed: int, *, ahead: bool, **settings: Any) -> tuple[dict[str, list[int
     ],
     ids=lambda settings: "-".join(str(value) for value in settings.values()) or "roomy",
 )
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_tokens_are_the_same_with_and_without_steps_started_ahead(
     seed: int, settings: dict[str, Any]
 ) -> None:

@@ -96,26 +96,28 @@ class LinearJob(NamedTuple):
         x: float32 (num_rows, 32 * num_groups), by the next stride.
         x_row_bytes: stride.
         out: float32 (num_rows, num_columns), contiguous.
-        activations: memory for x in int8, `quantised.ROW_GROUP_BYTES` per row and group.
-        num_rounded: zero; tasks done of those that fill it.
+        rounded: memory for rows of x in int8, of each thread.
+        num_threads: threads at most.
         num_groups: input features / 32.
         num_columns: output features of all parts.
         bias: float32 (num_columns,); 0 if there is none.
         parts: `LinearPart` after `LinearPart`.
         num_parts: how many.
+        rounded_bytes: stride of that memory.
     """
 
     num_rows: int
     x: int
     x_row_bytes: int
     out: int
-    activations: int
-    num_rounded: int
+    rounded: int
+    num_threads: int
     num_groups: int
     num_columns: int
     bias: int
     parts: int
     num_parts: int
+    rounded_bytes: int
 
 
 class EmbedJob(NamedTuple):

@@ -22,6 +22,7 @@ import torch
 from evenflow.core.errors import ConfigError
 from evenflow.core.gguf_file import GGMLType
 from evenflow.execution.kernels.cpu_kernels import QuantisedKernels
+from evenflow.execution.kernels.huge_pages import Arena
 from evenflow.execution.kernels.jobs import (
     EMBED_LAYOUT,
     LINEAR_LAYOUT,
@@ -72,7 +73,7 @@ class PackedWeight:
 
 
 class Workspace:
-    """What all linears of a model share: kernels, threads, and memory for quantised activations.
+    """What all linears of a model share: kernels, threads, memory.
 
     One thread at a time may use it.
 
@@ -83,11 +84,12 @@ class Workspace:
     def __init__(self, kernels: QuantisedKernels) -> None:
         self.kernels = kernels
         self.team = ThreadTeam()
+        self.arena = Arena()
         self.linear_arguments = Arguments(LINEAR_LAYOUT)
         self._activations = torch.empty(0, dtype=torch.uint8)
         self._address = 0
 
-    def activations(self, num_bytes: int) -> int:
+    def rounded(self, num_bytes: int) -> int:
         """Return the address of so many bytes, shared by all linears."""
         if num_bytes > self._activations.numel():
             self._activations = torch.empty(num_bytes, dtype=torch.uint8)
@@ -110,7 +112,8 @@ def pack(rows: QuantisedRows, workspace: Workspace) -> PackedWeight:
         )
     out_features = rows.rows.shape[0]
     tile_bytes = _tile_bytes(rows.type, rows.in_features)
-    tiles = torch.empty((-(-out_features // TILE_ROWS), tile_bytes), dtype=torch.uint8)
+    num_tiles = -(-out_features // TILE_ROWS)
+    tiles = workspace.arena.take(num_tiles * tile_bytes).view(num_tiles, tile_bytes)
     job = PackJob(
         type=_NUMBERS[name],
         num_rows=out_features,
@@ -151,7 +154,8 @@ class PackedLinear:
         self.out_features = sum(weight.out_features for weight in weights)
         self._bias = None if bias is None else bias.float().contiguous()
         self._workspace = workspace
-        self._row_bytes = self.in_features // GROUP * ROW_GROUP_BYTES
+        panel_bytes = 8 * self.in_features // GROUP * ROW_GROUP_BYTES
+        self._rounded_bytes = max(1 << 18, panel_bytes + -panel_bytes % _CACHE_LINE)
         self._weight_bytes = sum(weight.tiles.numel() for weight in weights)
         self._parts = _parts(self.weights)
         self._constants = (
@@ -160,6 +164,7 @@ class PackedLinear:
             0 if self._bias is None else self._bias.data_ptr(),
             self._parts.data_ptr(),
             len(self.weights),
+            self._rounded_bytes,
         )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -171,13 +176,14 @@ class PackedLinear:
             row_stride = self.in_features
         out = torch.empty(num_rows, self.out_features)
         workspace = self._workspace
+        num_threads = torch.get_num_threads()
         arguments = workspace.linear_arguments.pack(
             num_rows,
             x.data_ptr(),
             4 * row_stride,
             out.data_ptr(),
-            workspace.activations(num_rows * self._row_bytes),
-            0,
+            workspace.rounded(num_threads * self._rounded_bytes),
+            num_threads,
             *self._constants,
         )
         serial = num_rows * self._weight_bytes < _SERIAL_BELOW

@@ -93,8 +93,8 @@ class ModelRunner:
     def start(self, plan: StepPlan) -> Callable[[], StepResult]:
         """Enqueue a step, and return the function that waits for what comes out of it.
 
-        At most one step may be started before that function of the last one was called. Only what
-        is wanted of prompts, their log-probabilities and hidden states, is waited for here.
+        At most one step may be started while another one is not finished. Only what is wanted of
+        prompts, their log-probabilities and hidden states, is waited for here.
         """
         if plan.copies:
             self._store.copy_blocks(plan.copies)
@@ -238,19 +238,16 @@ def build_batch(plan: StepPlan, block_size: int) -> ForwardBatch:
 
     Of a step that follows, whose tokens are not known here, all token ids are 0.
     """
-    counts = np.array(plan.num_new_tokens)
-    starts = np.array(plan.starts)
+    counts, starts = np.array(plan.num_new_tokens), np.array(plan.starts)
     query_starts = np.zeros(len(counts) + 1, dtype=np.int32)
     np.cumsum(counts, out=query_starts[1:])
     owner = np.repeat(np.arange(len(counts)), counts)
     positions = np.arange(query_starts[-1]) + (starts - query_starts[:-1])[owner]
 
-    token_ids = [0] * len(counts) if plan.follows else []
-    if not plan.follows:
-        for request, first, count in zip(
-            plan.requests, plan.starts, plan.num_new_tokens, strict=True
-        ):
-            token_ids += request.token_ids[first : first + count]
+    token_ids: list[int] = []
+    for request, count in zip(plan.requests, plan.num_new_tokens, strict=True):
+        first = request.num_computed_tokens
+        token_ids += [0] if plan.follows else request.token_ids[first : first + count]
 
     context_lens = starts + counts
     num_blocks = -(-context_lens // block_size)

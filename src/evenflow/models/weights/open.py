@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 LoadFormat = Literal["auto", "dummy"]
 
-_FP32_BYTES = 4
-
 
 @dataclass(slots=True, frozen=True)
 class Checkpoint:
@@ -91,22 +89,31 @@ class Checkpoint:
         key = f"{self.path.stem}-v{FORMAT_VERSION}-{self.gguf.fingerprint()[:32]}.safetensors"
         return cached(source, tensor_shapes(self.spec), weight_cache_dir / key, progress)
 
-    def weight_bytes(self, linear: Precision, load_format: LoadFormat = "auto") -> int:
+    def weight_bytes(
+        self,
+        linear: Precision,
+        load_format: LoadFormat = "auto",
+        *,
+        bytes_per_float: int = 4,
+    ) -> int:
         """Estimate the bytes that the loaded model will take, without reading any weight.
 
         Args:
             linear: as for `weights`.
             load_format: as for `weights`.
+            bytes_per_float: of each weight that is not held in a few bits.
         """
         types = self._types_of_few_bits(linear, load_format)
         shapes = tensor_shapes(self.spec)
         held = sum(
-            packed_bytes(types[name], *shape) if name in types else _FP32_BYTES * math.prod(shape)
+            packed_bytes(types[name], *shape)
+            if name in types
+            else bytes_per_float * math.prod(shape)
             for name, shape in shapes.items()
         )
         table = "model.embed_tokens.weight"
         if self.spec.tie_word_embeddings and table not in types:
-            held += _FP32_BYTES * math.prod(shapes[table])  # rows to look up, and a linear of them
+            held += bytes_per_float * math.prod(shapes[table])  # rows to look up, and a linear of them
         return held
 
     def _open(self, load_format: LoadFormat, seed: int, keep: Collection[str] = ()) -> WeightSource:

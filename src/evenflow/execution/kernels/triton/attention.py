@@ -65,7 +65,7 @@ class TritonAttention:
         window: int | None = None,
     ) -> torch.Tensor:
         """Store the step's keys and values, then attend to all of them (see `Attention.attend`)."""
-        self._write(layer, k, v, batch)
+        self.write(layer, k, v, batch)
         return self._run(layer, q, batch, 0, _UNLIMITED, scale, window, None)
 
     def partial(
@@ -83,7 +83,8 @@ class TritonAttention:
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         return self._run(layer, q, batch, start, stop, scale, window, lse), lse
 
-    def _write(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
+        """Store the step's keys and values; shapes are those of `Attention.attend`."""
         num_tokens, num_heads, head_dim = k.shape
         store_kernel[(num_tokens,)](
             k,
@@ -204,7 +205,7 @@ class TritonAttention:
                 HEAD_DIM=q.shape[2],
                 WIDTH=self._width,
                 SPLIT_KEYS=tiles.split_keys,
-            MAX_SPLITS=tiles.max_splits,
+                MAX_SPLITS=tiles.max_splits,
                 num_warps=1,
             )
 

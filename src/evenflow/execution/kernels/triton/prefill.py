@@ -17,6 +17,10 @@ Invariant:
     leaves its state as it was. So a row does not depend on how a prompt was cut into chunks.
 """
 
+# What a kernel is compiled for is written in capitals; Triton has no types.
+# ruff: noqa: N803
+# mypy: disallow-untyped-decorators=False
+
 from __future__ import annotations
 
 import triton
@@ -46,13 +50,13 @@ def prefill_kernel(
     scale: float,
     out: tl.tensor,  # (num_tokens, num_heads, HEAD_DIM), contiguous
     lse: tl.tensor,  # (num_tokens, num_heads), fp32, or None
-    GROUP: tl.constexpr,  # noqa: N803
-    HEAD_DIM: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    BLOCK_SIZE: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-    KEYS: tl.constexpr,  # noqa: N803
-):
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> None:
     """Attend with one tile of rows; grid (num_tokens // (ROWS // GROUP) + num_requests, heads)."""
     tokens_per_tile: tl.constexpr = ROWS // GROUP
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -138,8 +142,8 @@ def _owner(
     tile: int,
     query_starts: tl.tensor,
     num_requests: int,
-    TOKENS: tl.constexpr,  # noqa: N803
-):
+    TOKENS: tl.constexpr,
+) -> tl.tensor:
     """Return the last request whose first tile is not behind `tile`."""
     low, high = 0, num_requests
     while high - low > 1:

@@ -11,6 +11,10 @@ Knows: addresses, strides.
 Does not know: tensors, layers.
 """
 
+# What a kernel is compiled for is written in capitals; Triton has no types.
+# ruff: noqa: N803
+# mypy: disallow-untyped-decorators=False
+
 from __future__ import annotations
 
 import triton
@@ -27,11 +31,11 @@ def norm_kernel(
     out: tl.tensor,  # (num_rows, DIM), contiguous
     num_rows: int,
     eps: float,
-    NUM_GROUPS: tl.constexpr,  # noqa: N803
-    DIM: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-):
+    NUM_GROUPS: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
     """Write x / sqrt(mean(x^2) + eps) * weight; with a residual, of x + residual, which is kept.
 
     Reads x (and the residual) once, writes the result (and the residual) once. Grid (num_rows /
@@ -63,11 +67,11 @@ def rotate_kernel(
     cos: tl.tensor,  # (num_tokens, HALF)
     sin: tl.tensor,
     table_stride: int,
-    NUM_HEADS: tl.constexpr,  # noqa: N803
-    HALF: tl.constexpr,  # noqa: N803
-    HEADS: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-):
+    NUM_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> None:
     """Turn the pairs (x[i], x[i + HALF]) of some heads of a token; grid (tokens, heads / HEADS)."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -91,10 +95,10 @@ def gate_kernel(
     gate_up: tl.tensor,  # (num_rows, 2 * DIM)
     row_stride: int,
     out: tl.tensor,  # (num_rows, DIM), contiguous
-    DIM: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
-    IS_SILU: tl.constexpr,  # noqa: N803
-):
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_SILU: tl.constexpr,
+) -> None:
     """Write activation(gate) * up for a piece of a row; grid (num_rows, DIM / BLOCK).
 
     Both activations are a product with a sigmoid: silu(g) = g * sigmoid(g), and as
@@ -125,13 +129,13 @@ def store_kernel(
     block_stride: int,
     head_stride: int,
     token_stride: int,
-    NUM_HEADS: tl.constexpr,  # noqa: N803
-    HEAD_DIM: tl.constexpr,  # noqa: N803
-    HEADS: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    BLOCK_SIZE: tl.constexpr,  # noqa: N803
-):
-    """Copy one token's keys and values to its slot, rounded to the store's dtype; grid (tokens,)."""
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+) -> None:
+    """Copy a token's keys and values to its slot in the store's dtype; grid (num_tokens,)."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     if slot < 0:

@@ -23,6 +23,10 @@ Knows: one KV head of one request.
 Does not know: which rows these are.
 """
 
+# What a kernel is compiled for is written in capitals; Triton has no types.
+# ruff: noqa: N803
+# mypy: disallow-untyped-decorators=False
+
 from __future__ import annotations
 
 import triton
@@ -47,12 +51,12 @@ def attend(
     highest: int,
     window: int,
     scale: float,  # times log2(e)
-    HEAD_DIM: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    BLOCK_SIZE: tl.constexpr,  # noqa: N803
-    KEYS: tl.constexpr,  # noqa: N803
-    MASKED: tl.constexpr,  # noqa: N803
-):
+    HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Walk over keys `first` to `stop` in steps of KEYS and return the state after them."""
     entries = tl.arange(0, WIDTH)
     is_entry = entries < HEAD_DIM
@@ -78,7 +82,8 @@ def attend(
         weights = tl.exp2(tl.fma(scores, scale, -shift[:, None]))
         shrink = tl.exp2(peak - shift)
         total = tl.fma(total, shrink, tl.sum(weights, 1))
-        # What is not read is zero: uninitialised memory may hold NaN, which no weight of zero hides.
+        # What is not read is zero: memory that was never written may hold NaN, and a weight of
+        # zero times NaN is NaN.
         value = tl.load(values + tl.trans(at), mask=tl.trans(loaded), other=0.0)
         sums = tl.dot(
             weights.to(value.dtype), value, sums * shrink[:, None], input_precision="ieee"
@@ -95,7 +100,7 @@ def merge(
     later_peak: tl.tensor,
     later_total: tl.tensor,
     later_sums: tl.tensor,
-):
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Combine the states of two ranges of keys, the earlier one first.
 
     The multiply-adds are spelt out, so that every kernel that merges rounds alike.
@@ -109,7 +114,7 @@ def merge(
 
 
 @triton.jit
-def finish(peak: tl.tensor, total: tl.tensor, sums: tl.tensor):
+def finish(peak: tl.tensor, total: tl.tensor, sums: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Return the attention output and the natural log-sum-exp: 0 and -inf where nothing is seen."""
     out = sums / tl.where(total == 0.0, 1.0, total)[:, None]
     return out, (peak + tl.log2(total)) * 0.6931471805599453
@@ -121,14 +126,14 @@ def _block_ids(
     where: tl.tensor,
     lowest: int,
     highest: int,
-    BLOCK_SIZE: tl.constexpr,  # noqa: N803
-):
+    BLOCK_SIZE: tl.constexpr,
+) -> tl.tensor:
     """Return the blocks that hold some positions, 0 for positions that are not read."""
     is_read = (where >= lowest) & (where < highest)
     return tl.load(table + where // BLOCK_SIZE, mask=is_read, other=0)
 
 
 @triton.jit
-def _finite(peak: tl.tensor):
+def _finite(peak: tl.tensor) -> tl.tensor:
     """Return 0 for rows that have seen nothing: -inf minus -inf would be NaN."""
     return tl.where(peak == float("-inf"), 0.0, peak)

@@ -70,7 +70,9 @@ inline Vec load_entries(const char* from, Bf16, int64_t count) {
 // Join 16 bytes of each of QUADS keys.
 inline Vec join(const char* const* keys, int64_t byte) {
 #if defined(__AVX2__)
-    const auto part = [=](int i) { return _mm_loadu_ps(reinterpret_cast<const float*>(keys[i] + byte)); };
+    const auto part = [=](int i) {
+        return _mm_loadu_ps(reinterpret_cast<const float*>(keys[i] + byte));
+    };
     const auto pair = [=](int i) {
         return _mm256_insertf128_ps(_mm256_castps128_ps256(part(i)), part(i + 1), 1);
     };
@@ -204,7 +206,8 @@ inline void score_tile(
                     sums[row][i] = fma(factors[row], quads, sums[row][i]);
             }
         }
-        for (int row = 0; row < ROWS; ++row) store(out + row * stride + first, sum_quads(sums[row]));
+        for (int row = 0; row < ROWS; ++row)
+            store(out + row * stride + first, sum_quads(sums[row]));
     }
 }
 
@@ -226,7 +229,8 @@ inline void add_columns(
         for (int byte = 0; byte < BYTES; byte += CACHE_LINE) prefetch(ahead + byte);
         Vec factors[ROWS];
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) factors[row] = splat(weights[row * weight_stride + key]);
+        for (int row = 0; row < ROWS; ++row)
+            factors[row] = splat(weights[row * weight_stride + key]);
 #pragma GCC unroll 4
         for (int i = 0; i < WIDE; ++i) {
             const Vec entries = load_entries(place + i * (BYTES / WIDE), Element{}, rest...);

@@ -1,0 +1,49 @@
+"""Memory in huge pages, for what is read from one end to the other at every step.
+
+With ordinary pages of 4 KiB a core spends its time looking up where they are: reading weights from
+memory took 1.3 times as long on two cores, 1.7 times on one.
+
+Knows: pages, addresses.
+Does not know: what the memory is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import sys
+
+import torch
+
+_SLAB_BYTES = 1 << 26
+_CACHE_LINE = 64
+
+
+def reserve(num_bytes: int) -> torch.Tensor:
+    """Return uninitialised memory, uint8; in huge pages where the system has them."""
+    if sys.platform != "linux" or num_bytes == 0:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages: ordinary ones will do
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+class Arena:
+    """Hands out memory from large slabs, since most weights alone would not fill huge pages.
+
+    A slab is freed with the last tensor that lies in it. What is not used yet takes no memory.
+    """
+
+    def __init__(self) -> None:
+        self._slab = reserve(0)
+        self._used = 0
+
+    def take(self, num_bytes: int) -> torch.Tensor:
+        """Return uninitialised memory, uint8, that starts at a cache line."""
+        if self._used + num_bytes > self._slab.numel():
+            self._slab = reserve(max(num_bytes, _SLAB_BYTES))
+            self._used = 0
+        start = self._used
+        self._used += num_bytes + -num_bytes % _CACHE_LINE
+        return self._slab[start : start + num_bytes]
