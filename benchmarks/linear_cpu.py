@@ -35,7 +35,7 @@ from cpu_ceilings import measure_machine
 from evenflow.core.gguf_file import GGML_TYPES, GGMLType
 from evenflow.execution.kernels.cpu_ops import CpuOps
 from evenflow.execution.kernels.native.library import ISAS, native_kernels
-from evenflow.execution.kernels.quantised import PackedLinear, PackedWeight, Workspace, pack
+from evenflow.execution.kernels.quantised import Workspace, quantised_linear
 from evenflow.execution.ops import Linear, QuantisedRows
 from evenflow.models.weights.rounding import round_rows
 
@@ -102,15 +102,9 @@ def quantised(isa: str, kind: GGMLType, out_features: int, in_features: int) -> 
     assert kernels.quantised is not None
     workspace = Workspace(kernels.quantised)
     values = torch.randn(out_features, in_features)
-    packed = pack(QuantisedRows(kind, round_rows(values, kind), in_features), workspace)
-    return [
-        PackedLinear(
-            [PackedWeight(packed.type, packed.tiles.clone(), out_features, in_features)],
-            None,
-            workspace,
-        )
-        for _ in range(num_copies(packed.tiles.numel()))
-    ]
+    stored = QuantisedRows(kind, round_rows(values, kind), in_features)
+    copies = num_copies(stored.rows.numel())
+    return [quantised_linear([stored], None, workspace) for _ in range(copies)]
 
 
 def fp32(out_features: int, in_features: int) -> list[Linear]:
@@ -149,7 +143,7 @@ def summary(
     """Return the report's entries for one number of threads."""
     steps = {way: {n: step(found, n) for n in rows} for way, found in us.items()}
     ours = {way: found for way, found in steps.items() if way != FP32}
-    gb_per_s = table(ours, lambda n, spent_us: step_bytes() / spent_us / 1e3)
+    gb_per_s = table(ours, lambda _, spent_us: step_bytes() / spent_us / 1e3)
     gop_per_s = table(ours, lambda n, spent_us: step_operations(n) / spent_us / 1e3)
     found = {
         "us": us,
@@ -157,8 +151,8 @@ def summary(
         "ratio": table(ours, lambda n, spent_us: steps[FP32][n] / spent_us),
         "gb_per_s": gb_per_s,
         "gop_per_s": gop_per_s,
-        "read_share": table(gb_per_s, lambda n, rate: rate / read_rate),
-        "int8_share": table(gop_per_s, lambda n, rate: rate / int8_rate),
+        "read_share": table(gb_per_s, lambda _, rate: rate / read_rate),
+        "int8_share": table(gop_per_s, lambda _, rate: rate / int8_rate),
     }
     for way, times in ours.items():
         for n, spent_us in times.items():

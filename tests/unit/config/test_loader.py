@@ -92,7 +92,7 @@ def test_load_names_variable_value_and_limits_when_a_value_is_wrong() -> None:
 
 def test_load_names_the_flag_when_a_value_is_wrong() -> None:
     error = failure(flags={"linear": "fast"})
-    assert error.what == "linear must be one of auto, exact"
+    assert error.what == "linear must be one of auto, exact, w4a8, w8a8"
     assert error.why == "a flag says --linear=fast"
 
 

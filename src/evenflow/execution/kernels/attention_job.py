@@ -13,7 +13,7 @@ CACHE_LINE = 64  # bytes
 MIN_ROWS = 4  # query rows that memory is set aside for, at least
 
 RECORD_EXTRA = 2  # peak and total weight, behind a record's head_dim sums
-LIST_EXTRA = 144  # the last key is repeated, as far as loops look ahead
+LIST_EXTRA = 48  # the last key is repeated, as far as loops look ahead
 
 
 class AttentionJob(NamedTuple):

@@ -96,14 +96,14 @@ class LinearJob(NamedTuple):
         x: float32 (num_rows, 32 * num_groups), by the next stride.
         x_row_bytes: stride.
         out: float32 (num_rows, num_columns), contiguous.
-        rounded: memory for rows of x in int8, of each thread.
+        rounded: memory for rows of x in int8, for each thread.
         num_threads: threads at most.
+        rounded_bytes: stride of that memory; room for eight rows at least.
         num_groups: input features / 32.
         num_columns: output features of all parts.
         bias: float32 (num_columns,); 0 if there is none.
         parts: `LinearPart` after `LinearPart`.
         num_parts: how many.
-        rounded_bytes: stride of that memory.
     """
 
     num_rows: int
@@ -112,12 +112,12 @@ class LinearJob(NamedTuple):
     out: int
     rounded: int
     num_threads: int
+    rounded_bytes: int
     num_groups: int
     num_columns: int
     bias: int
     parts: int
     num_parts: int
-    rounded_bytes: int
 
 
 class EmbedJob(NamedTuple):

@@ -36,9 +36,11 @@ from evenflow.execution.ops import QuantisedRows
 
 TILE_ROWS = 16
 GROUP = 32
-ROW_GROUP_BYTES = 52  # of quantised activations: codes, scale, and sums of the codes
 _CACHE_LINE = 64
 _SERIAL_BELOW = 1 << 17  # bytes of weights x rows; under this much, waking threads does not pay
+_ROW_GROUP_BYTES = 52  # of rounded rows, for each group: codes, scale and sums
+_MIN_ROUNDED_ROWS = 8  # that kernels work on together
+_ROUNDED_BYTES = 1 << 18  # of rounded rows, for each thread: a share of its second-level cache
 
 # The bytes that a block of a GGUF file takes when packed, for the 16 rows of a tile. The order
 # numbers the types for the kernels.
@@ -79,21 +81,27 @@ class Workspace:
 
     Args:
         kernels: the kernels.
+
+    Attributes:
+        kernels: likewise.
+        team: the threads.
+        arena: memory of weights.
+        arguments: those of the `linear` kernel.
     """
 
     def __init__(self, kernels: QuantisedKernels) -> None:
         self.kernels = kernels
         self.team = ThreadTeam()
         self.arena = Arena()
-        self.linear_arguments = Arguments(LINEAR_LAYOUT)
-        self._activations = torch.empty(0, dtype=torch.uint8)
+        self.arguments = Arguments(LINEAR_LAYOUT)
+        self._rounded = torch.empty(0, dtype=torch.uint8)
         self._address = 0
 
     def rounded(self, num_bytes: int) -> int:
-        """Return the address of so many bytes, shared by all linears."""
-        if num_bytes > self._activations.numel():
-            self._activations = torch.empty(num_bytes, dtype=torch.uint8)
-            self._address = self._activations.data_ptr()
+        """Return the address of memory for rounded rows, so many bytes at least."""
+        if num_bytes > self._rounded.numel():
+            self._rounded = torch.empty(num_bytes, dtype=torch.uint8)
+            self._address = self._rounded.data_ptr()
         return self._address
 
 
@@ -154,17 +162,18 @@ class PackedLinear:
         self.out_features = sum(weight.out_features for weight in weights)
         self._bias = None if bias is None else bias.float().contiguous()
         self._workspace = workspace
-        panel_bytes = 8 * self.in_features // GROUP * ROW_GROUP_BYTES
-        self._rounded_bytes = max(1 << 18, panel_bytes + -panel_bytes % _CACHE_LINE)
         self._weight_bytes = sum(weight.tiles.numel() for weight in weights)
         self._parts = _parts(self.weights)
+        self._num_groups = self.in_features // GROUP
+        least = _MIN_ROUNDED_ROWS * self._num_groups * _ROW_GROUP_BYTES
+        self._rounded_bytes = max(_ROUNDED_BYTES, least + -least % _CACHE_LINE)
         self._constants = (
-            self.in_features // GROUP,
+            self._rounded_bytes,
+            self._num_groups,
             self.out_features,
             0 if self._bias is None else self._bias.data_ptr(),
             self._parts.data_ptr(),
             len(self.weights),
-            self._rounded_bytes,
         )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -176,8 +185,9 @@ class PackedLinear:
             row_stride = self.in_features
         out = torch.empty(num_rows, self.out_features)
         workspace = self._workspace
-        num_threads = torch.get_num_threads()
-        arguments = workspace.linear_arguments.pack(
+        serial = num_rows * self._weight_bytes < _SERIAL_BELOW
+        num_threads = 1 if serial else torch.get_num_threads()
+        arguments = workspace.arguments.pack(
             num_rows,
             x.data_ptr(),
             4 * row_stride,
@@ -186,7 +196,6 @@ class PackedLinear:
             num_threads,
             *self._constants,
         )
-        serial = num_rows * self._weight_bytes < _SERIAL_BELOW
         workspace.team.run(workspace.kernels.linear, arguments, serial=serial)
         return out
 
@@ -201,7 +210,7 @@ class PackedLinear:
         job = EmbedJob(
             type=weight.type,
             num_ids=ids.shape[0],
-            num_groups=weight.in_features // GROUP,
+            num_groups=self._num_groups,
             tiles=weight.tiles.data_ptr(),
             tile_bytes=weight.tiles.stride(0),
             ids=ids.data_ptr(),

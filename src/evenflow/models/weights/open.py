@@ -113,7 +113,7 @@ class Checkpoint:
         )
         table = "model.embed_tokens.weight"
         if self.spec.tie_word_embeddings and table not in types:
-            held += bytes_per_float * math.prod(shapes[table])  # rows to look up, and a linear of them
+            held += bytes_per_float * math.prod(shapes[table])  # its rows, and a linear of them
         return held
 
     def _open(self, load_format: LoadFormat, seed: int, keep: Collection[str] = ()) -> WeightSource:

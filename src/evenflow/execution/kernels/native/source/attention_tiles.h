@@ -22,18 +22,25 @@ namespace {
 constexpr int QUAD = 4;
 constexpr int QUADS = LANES / QUAD;  // in a register, each of another key
 constexpr int TILE_KEYS = 16;        // keys that scores are computed for, at least
-constexpr int AHEAD_KEYS = 16;       // how far ahead of their use keys and values are asked for
+constexpr int AHEAD_KEYS = 32;       // how far ahead of their use keys and values are asked for
 constexpr int CACHE_LINE = 64;
 
 // Rows worked on together: with four registers of sums each, they leave some for operands.
 constexpr int TILE_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
 
+// A number that the compiler knows.
+template <int value>
+struct Number {
+    static constexpr int number = value;
+};
+
 struct Bf16 {
     uint16_t bits;
 };
 
+// Ask for a cache line, to the second-level cache: it keeps more requests under way than the first.
 inline void prefetch(const char* address) {
-    __builtin_prefetch(address, 0, 3);
+    __builtin_prefetch(address, 0, 2);
 }
 
 // Load a register of stored entries as floats.
@@ -67,22 +74,24 @@ inline Vec load_entries(const char* from, Bf16, int64_t count) {
     return load_entries(reinterpret_cast<const char*>(entries), Bf16{});
 }
 
-// Join 16 bytes of each of QUADS keys.
-inline Vec join(const char* const* keys, int64_t byte) {
-#if defined(__AVX2__)
-    const auto part = [=](int i) {
-        return _mm_loadu_ps(reinterpret_cast<const float*>(keys[i] + byte));
-    };
-    const auto pair = [=](int i) {
-        return _mm256_insertf128_ps(_mm256_castps128_ps256(part(i)), part(i + 1), 1);
-    };
+// Read QUADS times 16 bytes of each of QUADS keys; joined[i] gets the i-th 16 bytes of all.
+inline void join(const char* const* keys, int64_t byte, Vec* joined) {
+    Vec rows[QUADS];
+    for (int j = 0; j < QUADS; ++j) rows[j] = load(reinterpret_cast<const float*>(keys[j] + byte));
 #if defined(__AVX512F__)
-    return _mm512_insertf32x8(_mm512_castps256_ps512(pair(0)), pair(2), 1);
+    const Vec a = _mm512_shuffle_f32x4(rows[0], rows[1], 0x44);
+    const Vec b = _mm512_shuffle_f32x4(rows[2], rows[3], 0x44);
+    const Vec c = _mm512_shuffle_f32x4(rows[0], rows[1], 0xee);
+    const Vec d = _mm512_shuffle_f32x4(rows[2], rows[3], 0xee);
+    joined[0] = _mm512_shuffle_f32x4(a, b, 0x88);
+    joined[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
+    joined[2] = _mm512_shuffle_f32x4(c, d, 0x88);
+    joined[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
+#elif defined(__AVX2__)
+    joined[0] = _mm256_permute2f128_ps(rows[0], rows[1], 0x20);
+    joined[1] = _mm256_permute2f128_ps(rows[0], rows[1], 0x31);
 #else
-    return pair(0);
-#endif
-#else
-    return load(reinterpret_cast<const float*>(keys[0] + byte));
+    joined[0] = rows[0];
 #endif
 }
 
@@ -150,7 +159,7 @@ struct Entries {
 // at c * 4 + i. What a key lacks to 16 bytes is 0. `ahead` is what will be read soon.
 template <class Element>
 inline void arrange(Entries keys, Entries ahead, int64_t row_bytes, int64_t num_quads, float* to) {
-    constexpr int SHARE = 16 / (QUAD * sizeof(Element));  // quads in 16 bytes
+    constexpr int STEP = 16 * QUADS, SHARE = 16 / (QUAD * sizeof(Element));
     for (int key = 0; key < TILE_KEYS; key += LANES, to += num_quads * QUAD * LANES)
         for (int i = 0; i < QUAD; ++i) {
             const char *from[QUADS], *next[QUADS];
@@ -159,27 +168,28 @@ inline void arrange(Entries keys, Entries ahead, int64_t row_bytes, int64_t num_
                 next[j] = ahead[key + QUAD * j + i];
             }
             float* place = to + i * LANES;
-            const auto move = [&](const char* const* source, int64_t byte) {
-                Vec quads[SHARE];
-                split_quads(join(source, byte), quads, Element{});
-                for (int part = 0; part < SHARE; ++part, place += QUAD * LANES)
-                    store(place, quads[part]);
+            const auto move = [&](const char* const* source, int64_t byte, int64_t count) {
+                Vec joined[QUADS], quads[SHARE];
+                join(source, byte, joined);
+                for (int part = 0; part < count; ++part) {
+                    split_quads(joined[part], quads, Element{});
+                    for (int c = 0; c < SHARE; ++c, place += QUAD * LANES) store(place, quads[c]);
+                }
             };
             int64_t byte = 0;
-            for (; byte + CACHE_LINE <= row_bytes; byte += CACHE_LINE) {
-                for (int j = 0; j < QUADS; ++j) prefetch(next[j] + byte);
-#pragma GCC unroll 4
-                for (int part = 0; part < CACHE_LINE; part += 16) move(from, byte + part);
+            for (; byte + STEP <= row_bytes; byte += STEP) {
+                if (byte % CACHE_LINE == 0)
+                    for (int j = 0; j < QUADS; ++j) prefetch(next[j] + byte);
+                move(from, byte, QUADS);
             }
-            for (; byte + 16 <= row_bytes; byte += 16) move(from, byte);
             if (byte < row_bytes) {
-                char rest[QUADS][16] = {};
+                char rest[QUADS][STEP] = {};
                 const char* copies[QUADS];
                 for (int j = 0; j < QUADS; ++j) {
                     std::memcpy(rest[j], from[j] + byte, static_cast<size_t>(row_bytes - byte));
                     copies[j] = rest[j];
                 }
-                move(copies, 0);
+                move(copies, 0, (row_bytes - byte + 15) / 16);
             }
         }
 }
@@ -211,11 +221,12 @@ inline void score_tile(
     }
 }
 
-// Add weight * value of some keys to WIDE registers of each row's sums.
+// Add weight * value of some keys to WIDE registers of each row's sums. `rest` is how many
+// entries the last, narrower register has.
 template <class Element, int ROWS, int WIDE, class... Rest>
 inline void add_columns(
     float* sums, int64_t stride, const float* weights, int64_t weight_stride, Entries values,
-    int64_t count, int64_t column, Rest... rest
+    Entries ahead, int64_t count, int64_t column, Rest... rest
 ) {
     Vec total[ROWS][WIDE];
     for (int row = 0; row < ROWS; ++row)
@@ -225,8 +236,8 @@ inline void add_columns(
     constexpr int BYTES = WIDE * LANES * sizeof(Element);
     for (int64_t key = 0; key < count; ++key) {
         const char* place = values[key] + first_byte;
-        const char* ahead = values[key + AHEAD_KEYS] + first_byte;
-        for (int byte = 0; byte < BYTES; byte += CACHE_LINE) prefetch(ahead + byte);
+        const char* next = ahead[key] + first_byte;
+        for (int byte = 0; byte < BYTES; byte += CACHE_LINE) prefetch(next + byte);
         Vec factors[ROWS];
 #pragma GCC unroll 8
         for (int row = 0; row < ROWS; ++row)
@@ -248,17 +259,17 @@ inline void add_columns(
 template <class Element, int ROWS>
 inline void add_weighted(
     float* sums, int64_t stride, const float* weights, int64_t weight_stride, Entries values,
-    int64_t count, int64_t head_dim
+    Entries ahead, int64_t count, int64_t head_dim
 ) {
-    int64_t column = 0;
-    for (; column + 4 * LANES <= head_dim; column += 4 * LANES)
-        add_columns<Element, ROWS, 4>(sums, stride, weights, weight_stride, values, count, column);
-    for (; column + LANES <= head_dim; column += LANES)
-        add_columns<Element, ROWS, 1>(sums, stride, weights, weight_stride, values, count, column);
-    if (column < head_dim)
-        add_columns<Element, ROWS, 1>(
-            sums, stride, weights, weight_stride, values, count, column, head_dim - column
+    const auto add = [=](auto wide, int64_t column, auto... rest) {
+        add_columns<Element, ROWS, decltype(wide)::number>(
+            sums, stride, weights, weight_stride, values, ahead, count, column, rest...
         );
+    };
+    int64_t column = 0;
+    for (; column + 4 * LANES <= head_dim; column += 4 * LANES) add(Number<4>{}, column);
+    for (; column + LANES <= head_dim; column += LANES) add(Number<1>{}, column);
+    if (column < head_dim) add(Number<1>{}, column, head_dim - column);
 }
 
 struct Softmax {

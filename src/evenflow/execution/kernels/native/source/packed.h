@@ -9,8 +9,8 @@
 //     group   32 inputs, as 8 chunks of 4; a vector of codes is 64 bytes: 4 for each channel
 //     block   256 inputs, in types whose scales are products: (block's fp16) x (group's integer)
 //
-//     codes   4-bit: 4 vectors; vector v has chunk v in the low half of each byte, v + 4 in the high
-//             else:  8 vectors; vector v has chunk v
+//     codes   4-bit: 4 vectors; the low halves of vector v are chunk v, the high ones chunk v + 4
+//             else:  8 vectors; vector v is chunk v
 //     scales  fp16 of 16 channels, then their offsets where there are any; or, with blocks, two
 //             small integers for each channel, and both fp16 in the block
 #pragma once
@@ -82,6 +82,10 @@ struct Tile {
         return scales(num_groups) + group / BLOCK_GROUPS * T::BLOCK_BYTES;
     }
 };
+
+inline uint16_t read_half(const uint8_t* from) {
+    return static_cast<uint16_t>(from[0] | from[1] << 8);
+}
 
 // Return an fp16 number's value. Its bits, moved to a float's places, are 2^-112 of it.
 inline float half_to_float(uint16_t half) {
