@@ -2,7 +2,7 @@
 
 The shapes are those of SmolLM2-135M, its layers in Q4_1 and its vocabulary in Q8_0. Each shape is
 run over so many different weights that no cache keeps them, as in a model: with one row the time is
-that of reading them from memory. All ways take turns, round after round. Times are medians.
+that of reading them from memory. All ways take turns of a few linears. Times are medians.
 
 A step is all of the model's linears: thirty layers for every row, the vocabulary for 32 at most.
 
@@ -50,6 +50,7 @@ SHAPES: dict[str, tuple[GGMLType, int, int, int]] = {
 }
 MAX_VOCABULARY_ROWS = 32  # as many requests; a prompt needs the logits of its last token only
 COLD_BYTES = 80_000_000  # of different weights, more than the caches hold
+BURST = 8  # linears that a way runs in its turn, one after the other as in a model
 FP32 = "fp32"
 
 # Microseconds by way, shape and rows.
@@ -126,15 +127,13 @@ def measure(ways: dict[str, list[Linear]], x: torch.Tensor, seconds: float) -> d
     turn = 0
     while time.perf_counter() - begin < seconds or turn < 3:
         for way, linears in ways.items():
-            times[way].append(timed(linears[turn % len(linears)], x))
+            burst = [linears[(turn * BURST + i) % len(linears)] for i in range(BURST)]
+            start = time.perf_counter()
+            for linear in burst:
+                linear(x)
+            times[way].append((time.perf_counter() - start) / BURST)
         turn += 1
     return {way: statistics.median(found) * 1e6 for way, found in times.items()}
-
-
-def timed(function: Callable[[torch.Tensor], object], x: torch.Tensor) -> float:
-    start = time.perf_counter()
-    function(x)
-    return time.perf_counter() - start
 
 
 def summary(

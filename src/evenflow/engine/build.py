@@ -177,7 +177,7 @@ def build_runtime(
         config,
         store,
         free_bytes=max(0, free_memory_bytes() - kv_bytes_of_host),
-        model=f"{model_name} {linear} {backend.dtype}",
+        model=f"{model_name}; {linear} in {backend.dtype}",
         clock=clock,
     )
     executor = backend.runner(

@@ -29,7 +29,7 @@ def build_residency(
         config: the settings.
         device: the KV tensors; if they are on a GPU, the host's are pinned.
         free_bytes: memory of the host that is free for KV.
-        model: names the weights, and nothing else has the same name.
+        model: names the weights and the form they are multiplied in; nothing else has that name.
         clock: times the transfers.
 
     Raises:
@@ -95,5 +95,5 @@ def _fingerprint(config: EvenflowConfig, device: KVStore, model: str) -> str:
     """Return a name for whatever the bytes of a block depend on."""
     return (
         f"evenflow {version('evenflow')}; {model}; {device.data.dtype}; block {device.block_size}; "
-        f"linear {config.execution.linear}; attention {config.execution.attention_backend}"
+        f"attention {config.execution.attention_backend}"
     )

@@ -40,7 +40,7 @@ from evenflow.execution.kernels.portable.simd import (
 
 MAX_ROWS = 4  # query rows worked on together
 KEYS = 4  # keys scored together
-PREFETCH_KEYS = 16  # how far ahead keys and values are asked for
+PREFETCH_KEYS = 32  # how far ahead keys and values are asked for
 
 # Vectors of the output held in registers per row, so that rows x vectors <= 16.
 _VECTORS_PER_PASS = {1: 8, 2: 4, 3: 4, 4: 4}
@@ -59,8 +59,11 @@ def _word_at(builder: Builder, address: Value, index: int) -> Value:
 
 
 def _prefetch(builder: Builder, address: Value, count: Value) -> None:
-    """Ask for the cache lines of `count` floats; any address is allowed."""
-    flags = [ir.Constant(ir.IntType(32), flag) for flag in (0, 3, 1)]  # read, keep, data
+    """Ask for the cache lines of `count` floats; any address is allowed.
+
+    The second-level cache is asked: it keeps more requests under way than the first.
+    """
+    flags = [ir.Constant(ir.IntType(32), flag) for flag in (0, 2, 1)]  # read, level, data
     with cgutils.for_range_slice(builder, word(0), count, word(16)) as (index, _):
         where = pointer(builder, element(builder, address, index), ir.IntType(8))
         simd.call(builder, "llvm.prefetch.p0", ir.VoidType(), where, *flags)
