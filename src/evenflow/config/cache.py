@@ -36,7 +36,7 @@ class CacheConfig(Area):
     many as fit."""
 
     kv_cache_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of keys and values: bf16 takes half the memory of fp32 and rounds them, and on a CPU needs
+    """Type of keys and values: bf16 takes half the memory of fp32, rounds them, and on a CPU needs
     the native kernels; auto is fp32 on a CPU, and on a GPU the type of the activations."""
 
     kv_layout: Literal["block_first", "layer_first"] = "block_first"
