@@ -102,16 +102,23 @@ class RealWorld:
     def __init__(self, model: str, shape: LoadShape, num_blocks: int) -> None:
         # Not above: they need packages that a machine with `--world gpu` can do without.
         from evenflow.config import load_config
-        from evenflow.execution.kernels.cpu_ops import CpuOps
+        from evenflow.engine.backends import choose_backend
         from evenflow.models.sources import resolve
         from evenflow.models.weights.open import open_checkpoint
+        from evenflow.models.weights.precision import resolve_linear
 
-        config = load_config().config
+        config = load_config({"device": "cpu"}).config
         checkpoint = open_checkpoint(resolve(model, cache_dir=config.paths.cache))
-        weights = checkpoint.weights(weight_cache_dir=config.paths.cache / "weights")
         self.shape = shape
         self._spec = checkpoint.spec
-        self._model = build_model(checkpoint.spec, weights, CpuOps())
+        self._backend = choose_backend(config, self._spec)
+        linear = resolve_linear(
+            "auto",
+            is_quantised=checkpoint.is_quantised(),
+            has_native_kernels=self._backend.has_native_kernels,
+        )
+        weights = checkpoint.weights(linear=linear)
+        self._model = build_model(self._spec, weights, self._backend.ops())
         self._limits = Limits(
             num_blocks=num_blocks,
             num_host_blocks=10 * num_blocks,
@@ -143,9 +150,7 @@ class RealWorld:
             store.data.zero_()  # otherwise the system hands out its pages in the middle of the run
         transfers = CpuTransfers(device, host, clock=clock)
         scheduler = build_scheduler(arm, self._limits, transfers)
-        from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
-
-        executor = ModelRunner(self._model, CpuPagedAttention(device), device)
+        executor = ModelRunner(self._model, self._backend.attention(device), device)
         limits = ModelLimits(self.shape.max_tokens + 1, self._spec.vocab_size)
         return Stage(Engine(scheduler, executor, clock, limits), clock, limits.vocab_size)
 
@@ -161,8 +166,8 @@ def _real(quick: bool) -> World:
     if quick:
         shape = LoadShape(num_conversations=6, rate=20, frequency=0.2, max_tokens=120, scale=0.05)
         return RealWorld("smollm2", shape, num_blocks=10)
-    shape = LoadShape(num_conversations=32, rate=2, frequency=0.04, max_tokens=1000, scale=0.25)
-    return RealWorld("smollm2", shape, num_blocks=128)
+    shape = LoadShape(num_conversations=24, rate=4, frequency=0.04, max_tokens=2000, scale=0.5)
+    return RealWorld("smollm2", shape, num_blocks=256)
 
 
 def _paper(model: str, device: str, frequency: float, *, quick: bool) -> World:

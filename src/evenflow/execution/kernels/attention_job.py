@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-LANES = 16  # floats of the widest vector
+LANES = 16  # floats of the widest vector, and keys that C++ kernels arrange together
 CACHE_LINE = 64  # bytes
-MIN_ROWS = 4  # query rows that memory is set aside for, at least
+MIN_ROWS = 4  # query rows that scratch has room for, at least
 
 RECORD_EXTRA = 2  # peak and total weight, behind a record's head_dim sums
-LIST_EXTRA = 48  # the last key is repeated, as far as loops look ahead
+LIST_EXTRA = 48  # entries behind a list of keys, as far as loops look ahead
 
 
 class AttentionJob(NamedTuple):
@@ -122,8 +122,9 @@ def record_bytes(head_dim: int) -> int:
 
 def scratch_bytes(split_keys: int, max_rows: int, record_bytes: int) -> int:
     """Return how much working memory a thread needs, in whole cache lines."""
-    lists = 8 * (split_keys + LIST_EXTRA)
-    tile = LANES * record_bytes
+    keys = 8 * (split_keys + LIST_EXTRA) + LANES * record_bytes  # listed and arranged
     bounds_and_weights = 16 + 4 * (split_keys + LANES)
-    rows = max(max_rows, MIN_ROWS) * (bounds_and_weights + 3 * record_bytes)
-    return -(-(lists + tile + rows) // CACHE_LINE) * CACHE_LINE + 4 * CACHE_LINE
+    query_record_state = 3 * record_bytes
+    rows = max(max_rows, MIN_ROWS) * (bounds_and_weights + query_record_state)
+    num_parts = 7  # each may begin at a cache line of its own
+    return (-(-(keys + rows) // CACHE_LINE) + num_parts) * CACHE_LINE

@@ -272,6 +272,16 @@ inline void add_weighted(
     if (column < head_dim) add(Number<1>{}, column, head_dim - column);
 }
 
+// Return the largest lane.
+inline float largest(Vec value) {
+    float lanes[LANES];
+    store(lanes, value);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i)
+            lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+    return lanes[0];
+}
+
 struct Softmax {
     float peak, total;
 };
@@ -286,8 +296,7 @@ inline Softmax exponentiate(float* scores, int64_t first, int64_t last) {
     for (int64_t key = last; key < end; ++key) scores[key] = -__builtin_inff();
     Vec peaks = splat(-__builtin_inff());
     for (int64_t key = begin; key < end; key += LANES) peaks = max(load(scores + key), peaks);
-    float peak = peaks[0];
-    for (int i = 1; i < LANES; ++i) peak = peaks[i] > peak ? peaks[i] : peak;
+    const float peak = largest(peaks);
     Vec totals[WIDE] = {};
     for (int64_t key = begin; key < end; key += TILE_KEYS)
         for (int i = 0; i < WIDE; ++i) {
