@@ -1,8 +1,6 @@
 """Runs Triton kernels where there is no GPU: under Triton's interpreter, mended for bf16.
 
-To be imported before any module that holds kernels: Triton decides by the environment whether it
-interprets, when a kernel is defined and again when it first runs. Nothing else in the tests uses
-Triton, so the variable stays set.
+`tests/conftest.py` tells Triton to interpret, before anything imports it.
 
 The interpreter keeps bf16 as 16 bits of an integer: it multiplies those integers in `tl.dot`, and
 it cuts fp32 off instead of rounding it. Hardware does neither. And it patches Triton's language
@@ -11,18 +9,14 @@ again at every call of one kernel function by another, for half of the time it t
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import torch
+import triton.language as tl
+from triton.runtime import interpreter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-
-import triton.language as tl  # noqa: E402
-from triton.runtime import interpreter  # noqa: E402
 
 _convert = interpreter._convert_float
 _dot = interpreter.InterpreterBuilder.create_dot

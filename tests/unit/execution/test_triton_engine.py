@@ -23,7 +23,7 @@ from evenflow.models.weights.placed import PlacedWeights
 from evenflow.scheduling.policies.fcfs import Fcfs
 from evenflow.scheduling.scheduler import Scheduler
 from support.recording import recorder_for
-from support.triton_interpreter import DEVICE  # before anything imports triton
+from support.triton_interpreter import DEVICE
 
 BLOCK_SIZE, NUM_BLOCKS, MAX_MODEL_LEN = 16, 12, 64
 SPEC = ModelSpec(

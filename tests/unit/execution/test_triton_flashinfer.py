@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.triton_interpreter import DEVICE  # before any kernel is defined
+from support.triton_interpreter import DEVICE
 
 # isort: split
 from evenflow.core.errors import ConfigError

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from support.triton_interpreter import DEVICE  # before any kernel is defined
+from support.triton_interpreter import DEVICE
 
 # isort: split
 from evenflow.execution.kernels.torch_ops import TorchOps
