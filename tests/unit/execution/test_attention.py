@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,132 +11,15 @@ import torch.nn.functional as F
 
 from evenflow.core.errors import ConfigError
 from evenflow.execution.attention import Attention, merge_partials
-from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.reference import ReferenceAttention
-from evenflow.execution.torch.kv_store import KVLayout, KVStore
+from evenflow.execution.torch.kv_store import KVStore
+from support.attention_scenes import LAYER, Case, Scene, build
 from support.kernel_sets import KERNEL_SETS, kernel_set
 
-NUM_LAYERS = 2
-LAYER = 1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Make = Callable[[KVStore], Attention]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Requests as (context length, query length) and the shape of a model's attention."""
-
-    requests: tuple[tuple[int, int], ...]
-    num_kv_heads: int
-    group_size: int
-    head_dim: int
-    block_size: int
-    window: int | None = None
-    layout: KVLayout = "block_first"
-    scattered: bool = True
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def scale(self) -> float:
-        return self.head_dim**-0.5
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A store that holds the past of some requests, and the step that comes next."""
-
-    case: Case
-    store: KVStore
-    batch: ForwardBatch
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-
-    def attend(self, attention: Attention) -> torch.Tensor:
-        return attention.attend(
-            LAYER,
-            self.q,
-            self.k,
-            self.v,
-            self.batch,
-            scale=self.case.scale,
-            window=self.case.window,
-        )
-
-    def partial(
-        self, attention: Attention, start: int, stop: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return attention.partial(
-            LAYER,
-            self.q,
-            self.batch,
-            start,
-            stop,
-            scale=self.case.scale,
-            window=self.case.window,
-        )
-
-
-def build(case: Case, names: tuple[int, ...] | None = None) -> Scene:
-    """Make a scene. A request's numbers depend on its name alone; unused slots hold NaN."""
-    names = tuple(range(len(case.requests))) if names is None else names
-    num_blocks = [-(-context // case.block_size) for context, _ in case.requests]
-    total = sum(num_blocks) + 3
-    store = KVStore(
-        total,
-        NUM_LAYERS,
-        case.num_kv_heads,
-        case.head_dim,
-        case.block_size,
-        case.layout,
-        case.dtype,
-    )
-    store.poison(range(total))
-    order = torch.arange(total)
-    if case.scattered:
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(total))
-    tables = torch.zeros(len(names), max(num_blocks), dtype=torch.int32)
-    positions, slots, tokens = [], [], []
-    for row, (name, (context, num_new)) in enumerate(zip(names, case.requests, strict=True)):
-        first = sum(num_blocks[:row])
-        tables[row, : num_blocks[row]] = order[first : first + num_blocks[row]]
-        where = torch.arange(context)
-        slot = tables[row].long()[where // case.block_size] * case.block_size
-        slot += where % case.block_size
-        heads = case.num_kv_heads * (case.group_size + 2)
-        entries = request_entries(name, heads, case.head_dim)[:context].clone()
-        _, k, v = entries.split(split_sizes(case), dim=1)
-        past = context - num_new
-        store.write(LAYER, k[:past], v[:past], slot[:past])
-        positions.append(where[past:])
-        slots.append(slot[past:])
-        tokens.append(entries[past:])
-    starts = [0]
-    for _, num_new in case.requests:
-        starts.append(starts[-1] + num_new)
-    batch = ForwardBatch(
-        token_ids=torch.zeros(starts[-1], dtype=torch.int64),
-        positions=torch.cat(positions),
-        slot_mapping=torch.cat(slots),
-        query_starts=torch.tensor(starts, dtype=torch.int32),
-        context_lens=torch.tensor([context for context, _ in case.requests], dtype=torch.int32),
-        block_tables=tables,
-    )
-    q, k, v = torch.cat(tokens).split(split_sizes(case), dim=1)
-    return Scene(case, store, batch, q, k, v)
-
-
-@cache
-def request_entries(name: int, heads: int, head_dim: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1000 + name)
-    return torch.randn(1000, heads, head_dim, generator=generator)
-
-
-def split_sizes(case: Case) -> list[int]:
-    return [case.num_kv_heads * case.group_size, case.num_kv_heads, case.num_kv_heads]
-
 
 CASES = {
     "decode": Case(((1, 1), (16, 1), (37, 1), (300, 1)), 3, 3, 64, 16),
