@@ -22,7 +22,6 @@ import torch
 from evenflow.core.errors import ConfigError
 from evenflow.core.gguf_file import GGMLType
 from evenflow.execution.kernels.cpu_kernels import QuantisedKernels
-from evenflow.execution.kernels.huge_pages import Arena
 from evenflow.execution.kernels.jobs import (
     EMBED_LAYOUT,
     LINEAR_LAYOUT,
@@ -33,6 +32,7 @@ from evenflow.execution.kernels.jobs import (
 )
 from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
 from evenflow.execution.ops import QuantisedRows
+from evenflow.execution.torch.huge_pages import Arena
 
 TILE_ROWS = 16
 GROUP = 32
