@@ -94,35 +94,28 @@ def decode_kernel(
         end = tl.minimum((split + 1) * split_keys, highest)
         unmasked = tl.minimum(tl.maximum(begin, tl.cdiv(lowest, KEYS) * KEYS), end)
         masked = tl.maximum(end // KEYS * KEYS, unmasked)
-        split_peak = tl.full((ROWS,), float("-inf"), tl.float32)
-        split_total = tl.zeros((ROWS,), tl.float32)
-        split_sums = tl.zeros((ROWS, WIDTH), tl.float32)
-        for part in tl.static_range(3):
-            part_first = begin if part == 0 else (unmasked if part == 1 else masked)
-            part_stop = unmasked if part == 0 else (masked if part == 1 else end)
-            split_peak, split_total, split_sums = softmax.attend(
-                tile_query,
-                positions,
-                split_peak,
-                split_total,
-                split_sums,
-                head_keys,
-                head_values,
-                block_stride,
-                token_stride,
-                table,
-                part_first,
-                part_stop,
-                lowest,
-                highest,
-                window,
-                scale,
-                HEAD_DIM,
-                WIDTH,
-                BLOCK_SIZE,
-                KEYS,
-                part != 1,
-            )
+        split_peak, split_total, split_sums = softmax.attend(
+            tile_query,
+            positions,
+            head_keys,
+            head_values,
+            block_stride,
+            token_stride,
+            table,
+            begin,
+            unmasked,
+            masked,
+            end,
+            lowest,
+            highest,
+            window,
+            scale,
+            ROWS,
+            HEAD_DIM,
+            WIDTH,
+            BLOCK_SIZE,
+            KEYS,
+        )
         if records is None:
             peak, total, sums = softmax.merge(
                 peak, total, sums, split_peak, split_total, split_sums

@@ -94,37 +94,30 @@ def prefill_kernel(
     unmasked = tl.minimum(tl.cdiv(common_lowest, KEYS) * KEYS, tl.maximum(highest, begin))
     masked = tl.maximum(common_highest // KEYS * KEYS, unmasked)
 
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    sums = tl.zeros((ROWS, WIDTH), tl.float32)
     head_keys, head_values = keys + kv_head * head_stride, values + kv_head * head_stride
     table = block_tables + request.to(tl.int64) * table_stride
-    for part in tl.static_range(3):
-        part_first = begin if part == 0 else (unmasked if part == 1 else masked)
-        part_stop = unmasked if part == 0 else (masked if part == 1 else highest)
-        peak, total, sums = softmax.attend(
-            tile_query,
-            positions,
-            peak,
-            total,
-            sums,
-            head_keys,
-            head_values,
-            block_stride,
-            token_stride,
-            table,
-            part_first,
-            part_stop,
-            lowest,
-            highest,
-            window,
-            scale,
-            HEAD_DIM,
-            WIDTH,
-            BLOCK_SIZE,
-            KEYS,
-            part != 1,
-        )
+    peak, total, sums = softmax.attend(
+        tile_query,
+        positions,
+        head_keys,
+        head_values,
+        block_stride,
+        token_stride,
+        table,
+        begin,
+        unmasked,
+        masked,
+        highest,
+        lowest,
+        highest,
+        window,
+        scale,
+        ROWS,
+        HEAD_DIM,
+        WIDTH,
+        BLOCK_SIZE,
+        KEYS,
+    )
 
     result, row_lse = softmax.finish(peak, total, sums)
     at = rows * num_heads + head

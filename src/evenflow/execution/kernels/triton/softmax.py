@@ -16,8 +16,8 @@ table. What is computed: two products on the tensor cores per tile, 4 * rows * k
 operations, and one power of two per score. With many rows the products take the time, with few rows
 the memory does.
 
-Keys that some row of the tile must not see are masked; the caller calls once for the keys that need
-a mask and once for those that do not.
+Keys that some row of the tile must not see are masked: those before and behind the keys that all
+rows see, which need no mask.
 
 Knows: one KV head of one request.
 Does not know: which rows these are.
@@ -37,20 +37,74 @@ import triton.language as tl
 def attend(
     query: tl.tensor,  # (ROWS, WIDTH), in the dtype of the keys
     positions: tl.tensor,  # (ROWS,), int32
-    peak: tl.tensor,  # (ROWS,), fp32
-    total: tl.tensor,  # (ROWS,), fp32
-    sums: tl.tensor,  # (ROWS, WIDTH), fp32
     keys: tl.tensor,  # address of this layer's and head's keys
     values: tl.tensor,
     block_stride: int,
     token_stride: int,
     table: tl.tensor,  # address of the request's block ids, int32
-    first: int,  # a multiple of KEYS
-    stop: int,
+    begin: int,  # a multiple of KEYS, as are the next two
+    unmasked: int,  # all rows see the keys from here
+    masked: int,  # to here
+    end: int,
     lowest: int,  # keys below and from `highest` on are not read
     highest: int,
     window: int,
     scale: float,  # times log2(e)
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Walk over keys `begin` to `end` and return the state: peak, total, sums."""
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    sums = tl.zeros((ROWS, WIDTH), tl.float32)
+    for part in tl.static_range(3):
+        peak, total, sums = _walk(
+            query,
+            positions,
+            peak,
+            total,
+            sums,
+            keys,
+            values,
+            block_stride,
+            token_stride,
+            table,
+            begin if part == 0 else (unmasked if part == 1 else masked),
+            unmasked if part == 0 else (masked if part == 1 else end),
+            lowest,
+            highest,
+            window,
+            scale,
+            HEAD_DIM,
+            WIDTH,
+            BLOCK_SIZE,
+            KEYS,
+            part != 1,
+        )
+    return peak, total, sums
+
+
+@triton.jit
+def _walk(
+    query: tl.tensor,
+    positions: tl.tensor,
+    peak: tl.tensor,  # (ROWS,), fp32
+    total: tl.tensor,  # (ROWS,), fp32
+    sums: tl.tensor,  # (ROWS, WIDTH), fp32
+    keys: tl.tensor,
+    values: tl.tensor,
+    block_stride: int,
+    token_stride: int,
+    table: tl.tensor,
+    first: int,  # a multiple of KEYS
+    stop: int,
+    lowest: int,
+    highest: int,
+    window: int,
+    scale: float,
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
