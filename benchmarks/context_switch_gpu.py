@@ -69,10 +69,10 @@ class GpuWorld:
             host = make_store(self._limits.num_host_blocks, layout, "cpu", pinned=True)
             max_model_len, max_num_seqs = self.shape.max_tokens + 1, self._limits.max_num_seqs
             attention = build_attention(device)
-            graphs = record(self._model, attention, device, max_num_seqs, max_model_len)
+            recordings = record(self._model, attention, device, max_num_seqs, max_model_len)
             self._memories[layout] = (
                 device,
                 host,
-                build_runner(self._model, attention, device, graphs),
+                build_runner(self._model, attention, device, recordings),
             )
         return self._memories[layout]

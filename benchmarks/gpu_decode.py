@@ -60,12 +60,14 @@ class World:
         self.num_blocks = max_num_seqs * blocks_each
         self.store: KVStore = make_store(self.num_blocks)
         self.attention = build_attention(self.store)
-        self.graphs = record(self.model, self.attention, self.store, max_num_seqs, _MAX_MODEL_LEN)
+        self.recordings = record(
+            self.model, self.attention, self.store, max_num_seqs, _MAX_MODEL_LEN
+        )
 
     def engine(self, arm: Arm) -> Engine:
         """Return an engine with nothing to do."""
-        graphs = self.graphs if arm.recorded else None
-        runner = build_runner(self.model, self.attention, self.store, graphs)
+        recordings = self.recordings if arm.recorded else None
+        runner = build_runner(self.model, self.attention, self.store, recordings)
         scheduler = Scheduler(
             Fcfs(),
             KVCacheManager(self.num_blocks, BLOCK_SIZE, enable_prefix_caching=False),

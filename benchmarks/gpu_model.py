@@ -10,7 +10,8 @@ import torch
 from evenflow.execution.attention import Attention
 from evenflow.execution.model import CausalLM
 from evenflow.execution.ops import QuantisedRows
-from evenflow.execution.torch.cuda_graphs import CudaRecorder, DecodeGraphs
+from evenflow.execution.torch.cuda_recorder import CudaRecorder
+from evenflow.execution.torch.decode_recordings import DecodeRecordings, powers_of_two
 from evenflow.execution.torch.kv_store import KVLayout, KVStore
 from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.models.registry import build_model
@@ -101,22 +102,24 @@ def build_attention(store: KVStore) -> Attention:
 
 def record(
     model: CausalLM, attention: Attention, store: KVStore, max_num_seqs: int, max_model_len: int
-) -> DecodeGraphs:
+) -> DecodeRecordings:
     """Record decode steps of up to `max_num_seqs` requests of up to `max_model_len` tokens."""
     device = store.data.device
-    return DecodeGraphs(
+    recordings = DecodeRecordings(
         lambda batch: model.forward(batch, attention),
-        max_num_seqs=max_num_seqs,
+        sizes=powers_of_two(max_num_seqs),
         max_num_blocks=-(-max_model_len // BLOCK_SIZE),
         device=device,
         record=CudaRecorder(device),
     )
+    recordings.record_all()
+    return recordings
 
 
 def build_runner(
-    model: CausalLM, attention: Attention, store: KVStore, graphs: DecodeGraphs | None
+    model: CausalLM, attention: Attention, store: KVStore, recordings: DecodeRecordings | None
 ) -> ModelRunner:
     """Build an executor that samples on the GPU."""
     from evenflow.execution.torch.device_sampler import sample_on_device
 
-    return ModelRunner(model, attention, store, sample=sample_on_device, graphs=graphs)
+    return ModelRunner(model, attention, store, sample=sample_on_device, recordings=recordings)

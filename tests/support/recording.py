@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from evenflow.execution.torch.cuda_graphs import CudaRecorder, Recorder, Replay
+from evenflow.execution.torch.cuda_recorder import CudaRecorder
+from evenflow.execution.torch.decode_recordings import Recorder, Replay
 
 
 def record_on_cpu(run: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:

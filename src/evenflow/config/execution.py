@@ -42,8 +42,8 @@ class ExecutionConfig(Area):
     be decided in between; the same tokens come out without it."""
 
     enforce_eager: bool = False
-    """On a GPU, launch the kernels of every step one by one, never as recorded CUDA graphs: starts
-    sooner and takes less memory, and generates more slowly."""
+    """Launch the kernels of every step one by one, never as a recording (on a GPU, a CUDA graph):
+    starts sooner and takes less memory, and generates more slowly."""
 
     weight_cache: bool = True
     """Keep weights in loaded form under --cache after the first start, so that later starts are

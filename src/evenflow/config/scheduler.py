@@ -36,7 +36,8 @@ class SchedulerConfig(Area):
 
     swap_write_back: bool = True
     """Copy full blocks of running requests to the host while the link is idle, so that a request
-    that loses its place has little left to copy."""
+    that loses its place has little left to copy. Begins when half of the KV memory is in use, or at
+    once with --kv-disk-path."""
 
     swap_keep_head: bool = True
     """Leave the blocks of a request that lost its place on the device until the room is needed,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,13 +130,14 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """An open, memory-mapped GGUF file.
+    """A GGUF file that was opened, and of which nothing stays mapped.
 
     Args:
         path: the file.
 
     Attributes:
         path: the file.
+        num_bytes: of the whole file.
         version: of the container format.
         metadata: entries by key, in file order.
         tensors: tensors by name, in file order.
@@ -148,8 +150,9 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes = _map(path)
-        header = _Header(self._bytes, path)
+        data = _map(path)
+        self.num_bytes = len(data)
+        header = _Header(data, path)
         try:
             self.version, num_tensors, num_entries = header.preamble()
             self.metadata: Mapping[str, MetadataValue] = header.metadata(num_entries)
@@ -176,9 +179,7 @@ class GGUFFile:
                     file.fileno(), end - start, access=mmap.ACCESS_COPY, offset=start
                 )
         except (OSError, ValueError) as error:
-            raise ModelFormatError(
-                f"{self.path} has changed while it was read", why=str(error), fix="start again"
-            ) from error
+            raise self._changed(error) from error
         flat = np.frombuffer(mapping, np.uint8, tensor.num_bytes, tensor.offset - start)
         return flat.reshape(tensor.num_rows, tensor.row_bytes)
 
@@ -186,13 +187,27 @@ class GGUFFile:
         """Return a hash that changes when the file does, without reading all of it.
 
         Covers size, time of modification, the whole header and 256 samples of 4 KiB.
+
+        Raises:
+            ModelFormatError: the file is gone.
         """
-        size = len(self._bytes)
-        digest = hashlib.sha256(f"{size} {self.path.stat().st_mtime_ns}".encode())
-        digest.update(self._bytes[: self.data_offset])
-        for start in range(self.data_offset, size, max(4096, (size - self.data_offset) // 256)):
-            digest.update(self._bytes[start : start + 4096])
+        size, data_offset = self.num_bytes, self.data_offset
+        try:
+            with self.path.open("rb") as file:
+                modified_ns = os.fstat(file.fileno()).st_mtime_ns
+                digest = hashlib.sha256(f"{size} {modified_ns}".encode())
+                digest.update(file.read(data_offset))
+                for start in range(data_offset, size, max(4096, (size - data_offset) // 256)):
+                    file.seek(start)
+                    digest.update(file.read(4096))
+        except OSError as error:
+            raise self._changed(error) from error
         return digest.hexdigest()
+
+    def _changed(self, error: Exception) -> ModelFormatError:
+        return ModelFormatError(
+            f"{self.path} has changed while it was read", why=str(error), fix="start again"
+        )
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -304,7 +319,7 @@ class _Header:
         self._check_count(count, dtype.itemsize, "numbers")
         values = np.frombuffer(self.data, dtype, count, self.position)
         self.position += values.nbytes
-        return values != 0 if kind == _BOOL else values
+        return values != 0 if kind == _BOOL else values.copy()  # and not a view of the mapping
 
     def _value(self, kind: int) -> MetadataValue:
         if kind in _NUMBERS:

@@ -1,7 +1,8 @@
 """Chooses where and in what a model computes, and with which kernels.
 
               device   dtype               KV       attention                        steps
-    CPU       cpu      float32             fp32     cpu, reference                   one by one
+    CPU       cpu      float32             fp32,    cpu, reference                   recorded
+                                           bf16
     CUDA      cuda     bfloat16, float16,  the      triton, flashinfer, reference    started ahead,
                        float32             same                                      as CUDA graphs
 
@@ -15,7 +16,7 @@ Does not know: how anything is computed. The modules of a device are imported wh
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
 import torch
@@ -26,11 +27,13 @@ from evenflow.core.errors import ConfigError
 from evenflow.engine.free_memory import free_memory_bytes
 from evenflow.execution.attention import Attention
 from evenflow.execution.kernels.cpu_kernels import CpuKernels, cpu_kernels
+from evenflow.execution.kernels.parallel import ThreadTeam
 from evenflow.execution.model import CausalLM
 from evenflow.execution.ops import Ops
+from evenflow.execution.torch.decode_recordings import DecodeRecordings, Recorder, powers_of_two
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.model_runner import ModelRunner
-from evenflow.execution.torch.sampler import Sample
+from evenflow.execution.torch.sampler import Sample, sample
 from evenflow.models.spec import ModelSpec
 from evenflow.models.weights.placed import PlacedWeights
 from evenflow.models.weights.source import WeightSource
@@ -38,6 +41,7 @@ from evenflow.models.weights.source import WeightSource
 AttentionName = Literal["cpu", "triton", "flashinfer", "reference"]
 
 _BFLOAT16_CAPABILITY = (8, 0)
+_MOST_RECORDED = 64  # requests; with more of them, kernels are long and launching them is not
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -78,7 +82,8 @@ class Backend:
         attention_name: which kernels attend.
         kernels: on a CPU, which others are used; None on a GPU.
         starts_ahead: whether the engine may start a step before the one before it is finished.
-        records_graphs: whether decode steps are recorded and replayed.
+        records_decode: whether decode steps are recorded and replayed.
+        team: on a CPU, the threads that kernels run on.
     """
 
     device: torch.device
@@ -87,7 +92,8 @@ class Backend:
     attention_name: AttentionName
     kernels: CpuKernels | None = None
     starts_ahead: bool = False
-    records_graphs: bool = False
+    records_decode: bool = False
+    team: ThreadTeam = field(default_factory=ThreadTeam)
 
     @property
     def has_native_kernels(self) -> bool:
@@ -110,7 +116,7 @@ class Backend:
         if self.device.type == "cpu":
             from evenflow.execution.kernels.cpu_ops import CpuOps
 
-            return CpuOps(self.kernels)
+            return CpuOps(self.kernels, self.team)
         from evenflow.execution.kernels.triton.triton_ops import TritonOps
 
         return TritonOps()
@@ -126,7 +132,7 @@ class Backend:
         if self.attention_name == "cpu":
             from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 
-            return CpuPagedAttention(store, self.kernels)
+            return CpuPagedAttention(store, self.kernels, self.team)
         if self.attention_name == "triton":
             return _triton_attention(store)
         if self.attention_name == "flashinfer":
@@ -140,7 +146,7 @@ class Backend:
     def runner(
         self, model: CausalLM, store: KVStore, *, max_num_seqs: int, max_model_len: int
     ) -> ModelRunner:
-        """Build the executor; records graphs, if it does, which takes seconds.
+        """Build the executor; on a GPU it may record graphs now, which takes seconds.
 
         Args:
             model: built with `ops` and weights from `place`.
@@ -149,21 +155,30 @@ class Backend:
             max_model_len: most tokens of a request.
         """
         attention = self.attention(store)
-        if self.device.type == "cpu":
-            return ModelRunner(model, attention, store)
-        graphs = None
-        if self.records_graphs:
-            from evenflow.execution.torch.cuda_graphs import CudaRecorder, DecodeGraphs
-
-            recorded = _triton_attention(store)
-            graphs = DecodeGraphs(
+        on_cpu = self.device.type == "cpu"
+        recordings = None
+        if self.records_decode:
+            recorded = attention if on_cpu else _triton_attention(store)
+            recordings = DecodeRecordings(
                 lambda batch: model.forward(batch, recorded),
-                max_num_seqs=max_num_seqs,
+                sizes=_cpu_sizes(max_num_seqs) if on_cpu else powers_of_two(max_num_seqs),
                 max_num_blocks=-(-max_model_len // store.block_size),
                 device=self.device,
-                record=CudaRecorder(self.device),
+                record=self._recorder(),
             )
-        return ModelRunner(model, attention, store, sample=_device_sample(), graphs=graphs)
+            if not on_cpu:
+                recordings.record_all()
+        draw = sample if on_cpu else _device_sample()
+        return ModelRunner(model, attention, store, sample=draw, recordings=recordings)
+
+    def _recorder(self) -> Recorder:
+        if self.kernels is not None and self.kernels.replay is not None:
+            from evenflow.execution.kernels.cpu_recorder import CpuRecorder
+
+            return CpuRecorder(self.team, self.kernels.replay)
+        from evenflow.execution.torch.cuda_recorder import CudaRecorder
+
+        return CudaRecorder(self.device)
 
 
 def choose_backend(
@@ -204,12 +219,15 @@ def _cpu_backend(config: EvenflowConfig) -> Backend:
             why="its kernels run on a CUDA GPU",
             fix="Set --attention-backend auto, or --device cuda where there is one",
         )
+    attention: AttentionName = "reference" if name == "reference" else "cpu"
+    kernels = cpu_kernels("auto", cache=config.paths.cache / "native")
     return Backend(
         torch.device("cpu"),
         torch.float32,
         _KV_DTYPES.get(config.cache.kv_cache_dtype, torch.float32),
-        "reference" if name == "reference" else "cpu",
-        kernels=cpu_kernels("auto", cache=config.paths.cache / "native"),
+        attention,
+        kernels=kernels,
+        records_decode=kernels.replay is not None and not settings.enforce_eager,
     )
 
 
@@ -243,7 +261,7 @@ def _cuda_backend(config: EvenflowConfig, spec: ModelSpec, machine: Machine) -> 
         attention,
         starts_ahead=settings.async_scheduling,
         # The host reads which experts tokens go to, and the reference reads lengths.
-        records_graphs=attention != "reference" and spec.moe is None and not settings.enforce_eager,
+        records_decode=attention != "reference" and spec.moe is None and not settings.enforce_eager,
     )
 
 
@@ -280,6 +298,11 @@ def _cuda_attention(
             fix="Run pip install flashinfer-python, or set --attention-backend triton",
         )
     return name
+
+
+def _cpu_sizes(max_num_seqs: int) -> range:
+    """Return batch sizes to record on a CPU: all, since rows of padding would cost as much."""
+    return range(1, min(max_num_seqs, _MOST_RECORDED) + 1)
 
 
 def _triton_attention(store: KVStore) -> Attention:

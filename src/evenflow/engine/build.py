@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -158,8 +158,10 @@ def build_runtime(
         progress=progress,
     )
     model_name = checkpoint.fingerprint(load_format, config.model.dummy_seed)
-    del checkpoint  # the pages of a GGUF file stay resident as long as it is open
-    model = build_model(spec, backend.place(weights), backend.ops())
+    del checkpoint  # its vocabulary takes memory
+    # Positions beyond the longest request would only take memory, in tables of rotations.
+    seen = replace(spec, max_position_embeddings=kv_plan.max_model_len)
+    model = build_model(seen, backend.place(weights), backend.ops())
     del weights
     store = KVStore(
         kv_plan.num_blocks,

@@ -20,13 +20,15 @@ class QuantisedRows:
 
     Attributes:
         type: how the entries are stored.
-        rows: (out_features, bytes per row), uint8, contiguous; may be a view of the mapped file.
+        rows: (out_features, bytes per row), uint8, contiguous.
         in_features: entries per row.
+        is_mapped: whether the rows are a view of the mapped file.
     """
 
     type: GGMLType
     rows: torch.Tensor
     in_features: int
+    is_mapped: bool = False
 
 
 Weight: TypeAlias = torch.Tensor | QuantisedRows
@@ -54,12 +56,12 @@ class Ops(Protocol):
         """
         ...
 
-    def embedding(self, weight: Weight) -> Embedding:
-        """Return the function ids -> weight[ids]."""
+    def embedding(self, weight: Weight, factor: float = 1.0) -> Embedding:
+        """Return the function ids -> weight[ids] * factor."""
         ...
 
-    def vocabulary(self, weight: Weight) -> tuple[Embedding, Linear]:
-        """Return the embedding and the linear of one table that serves as both."""
+    def vocabulary(self, weight: Weight, factor: float = 1.0) -> tuple[Embedding, Linear]:
+        """Return the embedding, times a factor, and the linear of one table that serves as both."""
         ...
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

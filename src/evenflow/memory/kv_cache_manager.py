@@ -107,6 +107,11 @@ class KVCacheManager:
         return 1 - self.num_available_blocks / self.num_blocks
 
     @property
+    def occupancy(self) -> float:
+        """The same with blocks that are kept for their content alone: all that hold something."""
+        return 1 - (self._pool.num_empty + self._groups.num_reserved) / self.num_blocks
+
+    @property
     def has_shared_tables(self) -> bool:
         """Whether any request may have to copy before it writes, because of a fork."""
         return bool(self._forks.shared_until)

@@ -56,17 +56,22 @@ class Parts:
 class Vocabulary:
     """Both ends of a model.
 
+    Args:
+        parts: what to build from.
+        factor: of the vectors.
+
     Attributes:
         embed: token ids (num_tokens,) to vectors, a fresh (num_tokens, hidden_size).
         logits: vectors to the scores of all token ids.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, factor: float = 1.0) -> None:
         table = parts.weight("model.embed_tokens.weight")
         if parts.spec.tie_word_embeddings:
-            self.embed, self.logits = parts.ops.vocabulary(table)
+            self.embed, self.logits = parts.ops.vocabulary(table, factor)
         else:
-            self.embed, self.logits = parts.ops.embedding(table), parts.linear("lm_head")
+            self.embed = parts.ops.embedding(table, factor)
+            self.logits = parts.linear("lm_head")
 
 
 class SelfAttention:
@@ -198,7 +203,7 @@ class Decoder:
         input_norms = [norm(f"{layer}.input_layernorm.weight") for layer in layers]
         input_norms.append(norm("model.norm.weight"))
         self._first_norm = input_norms[0]
-        self._rotary = RotaryTable.from_spec(parts.spec, self._first_norm.device)
+        self._rotary = RotaryTable.from_spec(parts.spec, parts.ops, self._first_norm.device)
         self._layers = [
             _Layer(
                 attention=attention(index),

@@ -56,15 +56,15 @@ class Gemma3:
         parts = Parts(spec, weights, ops)
         self._ops = ops
         self._eps = spec.rms_norm_eps
-        self._vocabulary = Vocabulary(parts)
-        self._embedding_scale = spec.hidden_size**0.5
+        self._vocabulary = Vocabulary(parts, factor=spec.hidden_size**0.5)
         self._first_norm = _norm(weights, "model.layers.0.input_layernorm")
         device = self._first_norm.device
-        self._global_rotary = RotaryTable.from_spec(spec, device)
+        self._global_rotary = RotaryTable.from_spec(spec, ops, device)
         self._local_rotary = RotaryTable(
             spec.head_dim,
             spec.local_rope_theta or spec.rope_theta,
             spec.max_position_embeddings,
+            ops=ops,
             device=device,
         )
         self._layers = [_build_layer(parts, layer) for layer in range(spec.num_layers)]
@@ -74,7 +74,7 @@ class Gemma3:
         norm, add_norm, eps = self._ops.rms_norm, self._ops.add_rms_norm, self._eps
         global_rotation = self._global_rotary.rows(batch.positions)
         local_rotation = self._local_rotary.rows(batch.positions)
-        residual = self._vocabulary.embed(batch.token_ids).mul_(self._embedding_scale)
+        residual = self._vocabulary.embed(batch.token_ids)
         x = norm(residual, self._first_norm, eps)
         for layer in self._layers:
             rotation = local_rotation if layer.is_local else global_rotation

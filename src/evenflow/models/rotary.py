@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 
+from evenflow.execution.ops import Ops
 from evenflow.models.spec import ModelSpec, RopeScaling
 
 Rotation: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -27,6 +28,7 @@ class RotaryTable:
         head_dim: entries per head; all of them are rotated.
         theta: base of the frequencies.
         num_positions: rows of the table.
+        ops: how rows of it are gathered.
         scaling: stretch of the frequencies.
         device: where positions will be.
     """
@@ -36,21 +38,25 @@ class RotaryTable:
         head_dim: int,
         theta: float,
         num_positions: int,
+        ops: Ops,
         scaling: RopeScaling | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         frequencies, magnitude = rotary_frequencies(head_dim, theta, scaling)
         angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
-        self._cos = angles.cos().mul_(magnitude).to(device)
-        self._sin = angles.sin_().mul_(magnitude).to(device)
+        self._cos = ops.embedding(angles.cos().mul_(magnitude).to(device))
+        self._sin = ops.embedding(angles.sin_().mul_(magnitude).to(device))
 
     @classmethod
-    def from_spec(cls, spec: ModelSpec, device: torch.device | str = "cpu") -> RotaryTable:
+    def from_spec(
+        cls, spec: ModelSpec, ops: Ops, device: torch.device | str = "cpu"
+    ) -> RotaryTable:
         """Build the table of a model whose layers all rotate alike."""
         return cls(
             spec.head_dim,
             spec.rope_theta,
             spec.max_position_embeddings,
+            ops,
             spec.rope_scaling,
             device,
         )
@@ -61,7 +67,7 @@ class RotaryTable:
         Args:
             positions: (num_tokens,), int64.
         """
-        return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        return self._cos(positions), self._sin(positions)
 
 
 def rotary_frequencies(

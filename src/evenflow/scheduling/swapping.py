@@ -36,6 +36,10 @@ _WRITE_BACK_BLOCKS = 8
 _PREFETCH_BLOCKS = 32
 """Most blocks that are loaded ahead of need at once, so that a load never waits for many."""
 
+_MIN_OCCUPANCY = 0.5
+"""Share of the device's blocks that hold something when blocks begin to be written back. Before,
+nobody has to leave soon: copies would take time, and as much memory again, for nothing."""
+
 _MAX_SLOWDOWN = 0.5
 """Moving blocks ahead of need moves some that need not have moved; where copying slows the steps by
 more than this share of its time, that is not worth it."""
@@ -193,6 +197,12 @@ class Swapper(Switcher):
             self._step = (len(plan.requests), plan.num_tokens, seconds)
 
     @property
+    def _writes_back(self) -> bool:
+        """Whether copies may be of use: content is to go soon, or to outlive a restart."""
+        is_useful = self._kv.occupancy >= _MIN_OCCUPANCY or self._residency.disk is not None
+        return self.options.write_back and is_useful
+
+    @property
     def _slowdown(self) -> float:
         return max(0.0, self.costs.slowdown.value or 0.0)
 
@@ -253,7 +263,7 @@ class Swapper(Switcher):
         """Move blocks before they have to, while the links are idle."""
         if self._prefetcher is not None and (request := next_up()) is not None:
             self._prefetcher.start(request, _PREFETCH_BLOCKS)
-        left = _WRITE_BACK_BLOCKS if self.options.write_back else 0
+        left = _WRITE_BACK_BLOCKS if self._writes_back else 0
         for request in spare:
             if left <= 0:
                 return

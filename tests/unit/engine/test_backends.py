@@ -57,7 +57,7 @@ def test_auto_computes_in_float32_on_the_cpu_without_a_gpu(choose: Choose) -> No
     assert (backend.dtype, backend.kv_dtype) == (torch.float32, torch.float32)
     assert backend.attention_name == "cpu"
     assert not backend.starts_ahead
-    assert not backend.records_graphs
+    assert not backend.records_decode
     assert not backend.is_pinned
 
 
@@ -67,7 +67,7 @@ def test_auto_takes_the_gpu_and_all_that_makes_it_fast(choose: Choose) -> None:
     assert (backend.dtype, backend.kv_dtype) == (torch.bfloat16, torch.bfloat16)
     assert backend.attention_name == "triton"
     assert backend.starts_ahead
-    assert backend.records_graphs
+    assert backend.records_decode
     assert backend.is_pinned
 
 
@@ -99,7 +99,7 @@ def test_flashinfer_is_taken_when_it_is_installed_and_decode_is_still_recorded(
     choose: Choose,
 ) -> None:
     backend = choose(WITH_FLASHINFER)
-    assert (backend.attention_name, backend.records_graphs) == ("flashinfer", True)
+    assert (backend.attention_name, backend.records_decode) == ("flashinfer", True)
     assert choose(WITH_FLASHINFER, attention_backend="triton").attention_name == "triton"
     assert choose(WITH_FLASHINFER, dtype="float32").attention_name == "triton"
 
@@ -113,7 +113,7 @@ def test_steps_that_the_host_must_follow_are_not_recorded(
     choose: Choose, spec: ModelSpec, settings: dict[str, Any]
 ) -> None:
     backend = choose(H100, spec, **settings)
-    assert not backend.records_graphs
+    assert not backend.records_decode
     assert backend.starts_ahead
 
 

@@ -70,6 +70,16 @@ def test_build_runtime_takes_the_length_asked_for_or_the_models(
     assert runtime.kv_plan.max_model_len == expected
 
 
+def test_build_runtime_rotates_no_further_than_the_longest_request(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = []
+    monkeypatch.setattr(build, "build_model", lambda spec, *_: specs.append(spec))
+    runtime = start(directory, load_format="dummy", max_model_len=100, num_blocks_override=8)
+    assert [spec.max_position_embeddings for spec in specs] == [100]
+    assert runtime.spec.max_position_embeddings == NUM_POSITIONS
+
+
 def test_build_runtime_takes_a_number_of_blocks_whatever_memory_is_free(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,8 @@ def test_bits_are_the_same_when_a_prefill_is_chunked(
 ) -> None:
     whole = build(replace(cases[name], requests=((150, 150),)))
     expected = whole.attend(make(whole.store))
-    for start in range(0, 150, chunk):
+    # Lone tokens at every place in a block and in a tile, but not all of them.
+    for start in range(0, 150, max(chunk, 7)):
         stop = min(start + chunk, 150)
         part = build(replace(cases[name], requests=((stop, stop - start),)))
         assert torch.equal(part.attend(make(part.store)), expected[start:stop])

@@ -18,7 +18,7 @@ from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_ops import CpuOps
 from evenflow.execution.model import CausalLM
-from evenflow.execution.torch.cuda_graphs import DecodeGraphs, graph_sizes
+from evenflow.execution.torch.decode_recordings import DecodeRecordings, powers_of_two
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.memory.kv_cache_manager import KVCacheManager
@@ -104,16 +104,16 @@ def make_runner(*, recorded: bool = False) -> tuple[ModelRunner, PaddedAttention
     store = KVStore(64, SPEC.num_layers, SPEC.num_kv_heads, SPEC.head_dim, BLOCK_SIZE)
     attention = CpuPagedAttention(store)
     padded = PaddedAttention(attention)
-    graphs = None
+    recordings = None
     if recorded:
-        graphs = DecodeGraphs(
+        recordings = DecodeRecordings(
             lambda batch: model().forward(batch, padded),  # type: ignore[arg-type]
-            max_num_seqs=4,
+            sizes=powers_of_two(4),
             max_num_blocks=MAX_MODEL_LEN // BLOCK_SIZE,
             device=CPU,
             record=record_on_cpu,
         )
-    return ModelRunner(model(), attention, store, graphs=graphs), padded
+    return ModelRunner(model(), attention, store, recordings=recordings), padded
 
 
 def serve(*, ahead: bool, recorded: bool = False) -> tuple[dict[str, list[Any]], PaddedAttention]:
@@ -152,18 +152,18 @@ def test_replayed_steps_give_the_same_tokens_and_logprobs(ahead: bool) -> None:
     assert padded.num_padded > 0
 
 
-def test_graphs_cover_steps_of_one_token_each_up_to_their_largest_size() -> None:
+def test_recordings_cover_steps_of_one_token_each_up_to_their_largest_size() -> None:
     runner, _ = make_runner(recorded=True)
-    graphs = runner._graphs
-    assert graphs is not None
-    assert graphs.covers([1])
-    assert graphs.covers([1] * 4)
-    assert not graphs.covers([1] * 5)
-    assert not graphs.covers([1, 2])
+    recordings = runner._recordings
+    assert recordings is not None
+    assert recordings.covers([1])
+    assert recordings.covers([1] * 4)
+    assert not recordings.covers([1] * 5)
+    assert not recordings.covers([1, 2])
 
 
 @pytest.mark.parametrize(
     ("max_num_seqs", "sizes"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 8]), (8, [1, 2, 4, 8])]
 )
-def test_graph_sizes_are_powers_of_two_up_to_enough(max_num_seqs: int, sizes: list[int]) -> None:
-    assert graph_sizes(max_num_seqs) == sizes
+def test_powers_of_two_go_up_to_enough(max_num_seqs: int, sizes: list[int]) -> None:
+    assert powers_of_two(max_num_seqs) == sizes

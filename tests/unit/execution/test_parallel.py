@@ -79,6 +79,29 @@ def test_arguments_can_be_run_again() -> None:
     assert (counts[:NUM_TASKS] == 3).all()
 
 
+def test_team_uses_no_more_threads_than_the_limit(two_threads: None) -> None:
+    words, counts = Arguments("qq"), np.zeros(NUM_TASKS + 8, np.int64)
+    ThreadTeam().run(count_kernel, words.pack(counts.ctypes.data, NUM_TASKS), limit=1)
+    assert counts[NUM_TASKS:].sum() == 1
+
+
+def test_team_records_what_runs_and_what_it_points_into(two_threads: None) -> None:
+    team, words = ThreadTeam(), Arguments("qq")
+    counts = np.zeros(NUM_TASKS + 8, np.int64)
+    with team.record() as recording:
+        assert team.size(serial=True) == 2
+        team.keep(counts)
+        team.run(count_kernel, words.pack(counts.ctypes.data, NUM_TASKS))
+    team.run(count_kernel, words)
+    team.keep(words)
+    assert (counts[:NUM_TASKS] == 2).all()
+    assert recording.calls == [
+        (count_kernel.address, np.array([0, 0, counts.ctypes.data, NUM_TASKS]).tobytes())
+    ]
+    assert recording.kept == [counts]
+    assert team.size(serial=True) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's OpenMP is looked up on Linux only")
 def test_openmp_is_torchs_own() -> None:
     assert _openmp_parallel() is not None

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from evenflow.core.errors import ConfigError
 from evenflow.core.gguf_file import GGML_TYPES
+from evenflow.execution.kernels import quantised
 from evenflow.execution.kernels.quantised import Workspace, pack, quantised_linear
 from evenflow.execution.ops import QuantisedRows
 from support.kernel_sets import NATIVE_SETS, kernel_set
@@ -53,6 +56,27 @@ def test_pack_reads_rows_that_lie_apart(workspace: Workspace) -> None:
     apart = QuantisedRows(stored.type, stored.rows[::2], stored.in_features)
     found = quantised_linear([apart], None, workspace).rows(torch.arange(30))
     assert torch.equal(found, dequantised(stored)[::2])
+
+
+def test_pack_takes_a_weight_in_slices_as_at_once(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = random_rows("Q4_K", 70)
+    at_once = pack(stored, workspace).tiles
+    monkeypatch.setattr(quantised, "_SLICE_BYTES", 40 * stored.rows.stride(0))
+    assert torch.equal(pack(stored, workspace).tiles, at_once)
+
+
+def test_pack_gives_back_the_pages_of_a_mapped_weight_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[torch.Tensor] = []
+    monkeypatch.setattr(quantised, "drop_pages", dropped.append)
+    stored = random_rows("Q8_0", 33)
+    pack(stored, workspace)
+    assert dropped == []
+    pack(replace(stored, is_mapped=True), workspace)
+    assert torch.equal(torch.cat(dropped), stored.rows)
 
 
 def test_pack_leaves_rows_that_the_last_tile_lacks_zero(workspace: Workspace) -> None:

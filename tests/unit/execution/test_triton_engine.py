@@ -12,7 +12,7 @@ from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_ops import CpuOps
-from evenflow.execution.torch.cuda_graphs import DecodeGraphs
+from evenflow.execution.torch.decode_recordings import DecodeRecordings, powers_of_two
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.memory.kv_cache_manager import KVCacheManager
@@ -73,14 +73,15 @@ def gpu_runner() -> ModelRunner:
     weights = PlacedWeights(DummyWeights(SPEC, seed=2), DEVICE, torch.float32)
     model = build_model(SPEC, weights, TritonOps())
     attention = TritonAttention(store)
-    graphs = DecodeGraphs(
+    recordings = DecodeRecordings(
         lambda batch: model.forward(batch, attention),
-        max_num_seqs=4,
+        sizes=powers_of_two(4),
         max_num_blocks=MAX_MODEL_LEN // BLOCK_SIZE,
         device=DEVICE,
         record=recorder_for(DEVICE),
     )
-    return ModelRunner(model, attention, store, sample=sample_on_device, graphs=graphs)
+    recordings.record_all()
+    return ModelRunner(model, attention, store, sample=sample_on_device, recordings=recordings)
 
 
 def serve(runner: ModelRunner, *, ahead: bool) -> dict[str, list[int | None]]:

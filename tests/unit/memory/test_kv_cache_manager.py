@@ -237,6 +237,18 @@ def test_usage_is_the_share_held_by_live_requests(kv):
     assert kv.usage == 0
 
 
+def test_occupancy_counts_what_is_kept_for_its_content_and_not_what_is_reserved():
+    kv = manager_of(initial_group_blocks=4)
+    kv.admit(request_of("a", list(range(8))), 0)
+    assert kv.num_stealable_blocks > 0
+    assert kv.occupancy == pytest.approx(2 / 20)
+    run(kv, request_of("b", list(range(50, 58))))
+    kv.free(RequestId("b"))
+    assert kv.occupancy == pytest.approx(4 / 20)
+    kv.reset_prefix_cache()
+    assert kv.occupancy == pytest.approx(2 / 20)
+
+
 def test_stats_report_mean_extent_length(kv):
     assert kv.stats().mean_extent_blocks == 0
     for name, num_blocks in [("a", 4), ("b", 1), ("c", 6)]:

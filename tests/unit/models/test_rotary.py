@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers_twins import twin
 
+from evenflow.execution.kernels.torch_ops import TorchOps
 from evenflow.models.rotary import RotaryTable, rotary_frequencies
 from evenflow.models.spec import RopeScaling
 
@@ -16,7 +17,7 @@ from evenflow.models.spec import RopeScaling
 def test_rotary_table_equals_transformers_bit_for_bit(name: str) -> None:
     model = twin(name)
     positions = torch.tensor([0, 1, 63, 17])
-    cos, sin = RotaryTable.from_spec(model.spec).rows(positions)
+    cos, sin = RotaryTable.from_spec(model.spec, TorchOps()).rows(positions)
     their_cos, their_sin = model.reference.model.rotary_emb(cos, positions[None])
     assert torch.equal(torch.cat([cos, cos], dim=-1), their_cos[0])
     assert torch.equal(torch.cat([sin, sin], dim=-1), their_sin[0])

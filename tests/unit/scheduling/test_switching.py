@@ -51,13 +51,15 @@ class World:
         *,
         transfers: TransferEngine | None = None,
         num_host_blocks: int = 64,
+        has_disk: bool = False,
         options: SwitchOptions | None = None,
         **settings: Any,
     ) -> None:
         self.clock = VirtualClock()
         self.hand = HandTransfers()
         host = LowerTier(Tier.HOST, num_host_blocks)
-        self.residency = Residency(transfers or self.hand, host)
+        disk = LowerTier(Tier.DISK, 64) if has_disk else None
+        self.residency = Residency(transfers or self.hand, host, disk)
         settings = {"policy": "priority", "enable_prefix_caching": False, **settings}
         self.engine, _ = make_engine(
             residency=self.residency,
@@ -166,7 +168,7 @@ def test_leave_takes_the_way_that_costs_less(block_s: float, mode: str) -> None:
 
 
 def test_write_back_makes_blocks_clean_before_they_have_to_leave() -> None:
-    world = World(options=SwitchOptions(mode="swap", timing="beside"))
+    world = World(options=SwitchOptions(mode="swap", timing="beside"), num_blocks=16)
     world.add("a", 30)
     for _ in range(4):
         world.step()
@@ -176,8 +178,22 @@ def test_write_back_makes_blocks_clean_before_they_have_to_leave() -> None:
     assert world.events("a", EventKind.PREEMPTED)[0].endswith("8 of them clean, 1 written")
 
 
+@pytest.mark.parametrize(
+    ("num_blocks", "has_disk", "num_written"), [(16, False, 7), (18, False, 0), (18, True, 7)]
+)
+def test_write_back_rests_while_the_device_is_mostly_empty_and_nothing_is_to_outlive_it(
+    num_blocks: int, has_disk: bool, num_written: int
+) -> None:
+    """The request holds 8 blocks, and further ones in reserve."""
+    options = SwitchOptions(mode="swap", timing="beside")
+    world = World(options=options, has_disk=has_disk, num_blocks=num_blocks)
+    world.add("a", 30)
+    world.step(2)
+    assert sum(ticket.num_blocks for ticket in world.hand.tickets) == num_written
+
+
 def test_write_back_rests_while_it_would_slow_the_steps() -> None:
-    world = World(options=SwitchOptions(mode="swap", timing="beside"))
+    world = World(options=SwitchOptions(mode="swap", timing="beside"), num_blocks=16)
     world.learn(slowdown=0.6)
     world.add("a", 30)
     world.step(3)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 LANES = 16  # floats of the widest vector, and keys that C++ kernels arrange together
 CACHE_LINE = 64  # bytes
 MIN_ROWS = 4  # query rows that scratch has room for, at least
+UNITS_PER_THREAD = 4  # with fewer units of work than this, splits are shared out as well
 
 RECORD_EXTRA = 2  # peak and total weight, behind a record's head_dim sums
 LIST_EXTRA = 48  # entries behind a list of keys, as far as loops look ahead
@@ -34,7 +35,8 @@ class AttentionJob(NamedTuple):
         block_tables: int32 (num_requests, table_width).
         table_width: blocks per row of the table.
         items: int32 (num_items, 3): request, first token, number of tokens.
-        num_tasks: tasks in all.
+        num_items: how many.
+        num_threads: threads at most.
         num_kv_heads: KV heads.
         group_size: query heads per KV head.
         head_dim: entries per head.
@@ -42,12 +44,11 @@ class AttentionJob(NamedTuple):
         stop: position nobody sees, nor any behind it.
         window: positions a token sees at most.
         split_keys: keys per split, a multiple of eight.
-        grid: splits per request that have a task of their own; 0: a task does all of its splits.
         max_rows: rows of the largest item.
         record_bytes: stride of records.
-        records: the splits' records (num_items, num_kv_heads, grid, max_rows); unused if grid is 0.
-        finished: int64 (num_items, num_kv_heads), splits done: zero before and after; unused if
-            grid is 0.
+        records: the splits' records (num_items, num_kv_heads, splits, max_rows), if splits are
+            shared out.
+        finished: int64 (num_items, num_kv_heads), splits done: zero before and after; likewise.
         scratch: memory for each thread.
         scratch_bytes: stride.
         out: float32 (num_tokens, num_heads, head_dim), contiguous.
@@ -68,7 +69,8 @@ class AttentionJob(NamedTuple):
     block_tables: int
     table_width: int
     items: int
-    num_tasks: int
+    num_items: int
+    num_threads: int
     num_kv_heads: int
     group_size: int
     head_dim: int
@@ -76,7 +78,6 @@ class AttentionJob(NamedTuple):
     stop: int
     window: int
     split_keys: int
-    grid: int
     max_rows: int
     record_bytes: int
     records: int
@@ -113,6 +114,11 @@ class Scratch(NamedTuple):
 
 
 ATTENTION_LAYOUT = "q" * len(AttentionJob._fields) + "d"
+
+
+def shares_splits(num_units: int, num_threads: int) -> bool:
+    """Return whether the splits of a unit are tasks of their own."""
+    return num_threads > 1 and num_units < UNITS_PER_THREAD * num_threads
 
 
 def record_bytes(head_dim: int) -> int:

@@ -18,6 +18,7 @@ from evenflow.execution.kernels.attention_job import (
     AttentionJob,
     record_bytes,
     scratch_bytes,
+    shares_splits,
 )
 from evenflow.execution.kernels.cpu_kernels import CpuKernels, portable_kernels
 from evenflow.execution.kernels.jobs import STORE_LAYOUT, StoreJob
@@ -26,7 +27,6 @@ from evenflow.execution.torch.kv_store import KVStore
 
 _UNLIMITED = 1 << 62
 _ROWS_PER_ITEM = 64
-_UNITS_PER_THREAD = 4  # with fewer units of work than this, splits are shared out as well
 _SPLIT_BYTES = 65_536  # of keys; with as many of values, a split stays in the second-level cache
 _STORE_SERIAL_BELOW = 16_384  # floats to copy
 _SERIAL_BELOW = 1 << 18  # multiplications; under this, waking threads costs more than it gains
@@ -39,13 +39,11 @@ class _Plan:
     Attributes:
         items: (num_items, 3), int32: request, first token, number of tokens; the costliest first.
         max_rows: rows of the largest item.
-        max_context: tokens of the longest request.
         num_pairs: pairs of a query token and a key, at most.
     """
 
     items: torch.Tensor
     max_rows: int
-    max_context: int
     num_pairs: int
 
 
@@ -55,12 +53,15 @@ class CpuPagedAttention:
     Args:
         store: the KV memory it writes to and reads from.
         kernels: what computes; the portable kernels by default.
+        team: the threads to use; its own by default.
 
     Raises:
         ConfigError: the kernels cannot read the store.
     """
 
-    def __init__(self, store: KVStore, kernels: CpuKernels | None = None) -> None:
+    def __init__(
+        self, store: KVStore, kernels: CpuKernels | None = None, team: ThreadTeam | None = None
+    ) -> None:
         self.store = store
         self._kernels = kernels or portable_kernels()
         _check_readable(store, self._kernels)
@@ -74,7 +75,7 @@ class CpuPagedAttention:
         # The size of a split decides the order of sums, so it depends on the model alone.
         self._split_keys = max(32, min(1024, _SPLIT_BYTES // (4 * store.head_dim) // 8 * 8))
         self._record_bytes = record_bytes(store.head_dim)
-        self._team = ThreadTeam()
+        self._team = team or ThreadTeam()
         self._attention_words = Arguments(ATTENTION_LAYOUT)
         self._store_words = Arguments(STORE_LAYOUT)
         self._planned: tuple[ForwardBatch, _Plan] | None = None
@@ -154,17 +155,16 @@ class CpuPagedAttention:
         plan = self._plan(batch, group_size)
         num_units = plan.items.shape[0] * num_kv_heads
         serial = plan.num_pairs * q.shape[1] * q.shape[2] < _SERIAL_BELOW
-        num_threads = 1 if serial else torch.get_num_threads()
-        grid = 0
-        if num_threads > 1 and num_units < _UNITS_PER_THREAD * num_threads:
-            grid = -(-min(plan.max_context, stop) // self._split_keys)
+        num_threads = self._team.size(serial=serial)
         needed = scratch_bytes(self._split_keys, plan.max_rows, self._record_bytes)
         self._scratch = _at_least(self._scratch, num_threads * needed)
-        self._records = _at_least(
-            self._records, num_units * grid * plan.max_rows * self._record_bytes
-        )
-        if grid and self._finished.numel() < num_units:
-            self._finished = torch.zeros(num_units, dtype=torch.int64)
+        if shares_splits(num_units, num_threads):
+            max_context = batch.block_tables.shape[1] * self.store.block_size
+            slots = num_units * -(-max_context // self._split_keys) * plan.max_rows
+            self._records = _at_least(self._records, slots * self._record_bytes)
+            if self._finished.numel() < num_units:
+                self._finished = torch.zeros(num_units, dtype=torch.int64)
+        self._team.keep(plan.items, self._scratch, self._records, self._finished)
         keys, values = self._cache_addresses[layer]
         block_bytes, head_bytes, token_bytes = self._cache_strides
         job = AttentionJob(
@@ -181,7 +181,8 @@ class CpuPagedAttention:
             block_tables=batch.block_tables.data_ptr(),
             table_width=batch.block_tables.stride(0),
             items=plan.items.data_ptr(),
-            num_tasks=num_units * max(grid, 1),
+            num_items=plan.items.shape[0],
+            num_threads=num_threads,
             num_kv_heads=num_kv_heads,
             group_size=group_size,
             head_dim=self.store.head_dim,
@@ -189,7 +190,6 @@ class CpuPagedAttention:
             stop=stop,
             window=_UNLIMITED if window is None else window,
             split_keys=self._split_keys,
-            grid=grid,
             max_rows=plan.max_rows,
             record_bytes=self._record_bytes,
             records=self._records.data_ptr(),
@@ -219,7 +219,6 @@ class CpuPagedAttention:
         plan = _Plan(
             items=torch.tensor(items, dtype=torch.int32).view(-1, 3),
             max_rows=group_size * max((item[2] for item in items), default=0),
-            max_context=max(contexts, default=0),
             num_pairs=sum(item[2] * contexts[item[0]] for item in items),
         )
         self._planned = (batch, plan)

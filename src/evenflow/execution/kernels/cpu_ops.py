@@ -8,6 +8,7 @@ Invariant: row i of every result has the same bits for any number of rows and of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeGuard
 
 import torch
@@ -30,17 +31,19 @@ class CpuOps:
 
     Args:
         kernels: the portable ones by default, which take fp32 weights only.
+        team: the threads to use; its own by default.
     """
 
-    def __init__(self, kernels: CpuKernels | None = None) -> None:
+    def __init__(self, kernels: CpuKernels | None = None, team: ThreadTeam | None = None) -> None:
         self._kernels = kernels or portable_kernels()
+        self._team = team or ThreadTeam()
         quantised = self._kernels.quantised
-        self._workspace = None if quantised is None else Workspace(quantised)
-        self._team = ThreadTeam()
+        self._workspace = None if quantised is None else Workspace(quantised, self._team)
         self._norm = Arguments(jobs.NORM_LAYOUT)
         self._add_norm = Arguments(jobs.ADD_NORM_LAYOUT)
         self._rotate = Arguments(jobs.ROTATE_LAYOUT)
         self._gate = Arguments(jobs.GATE_LAYOUT)
+        self._gather = Arguments(jobs.GATHER_LAYOUT)
 
     def linear(self, weights: Sequence[Weight], bias: torch.Tensor | None = None) -> Linear:
         """Return x -> x @ weight.T + bias (see `Ops.linear`)."""
@@ -53,18 +56,33 @@ class CpuOps:
         parts = [self.linear([weight], b) for weight, b in zip(weights, biases, strict=True)]
         return lambda x: torch.cat([part(x) for part in parts], dim=1)
 
-    def embedding(self, weight: Weight) -> Embedding:
-        """Return ids -> weight[ids] (see `Ops.embedding`)."""
+    def embedding(self, weight: Weight, factor: float = 1.0) -> Embedding:
+        """Return ids -> weight[ids] * factor (see `Ops.embedding`)."""
         if isinstance(weight, QuantisedRows):
-            return self._packed([weight]).rows
-        return lambda ids: weight.index_select(0, ids)
+            return partial(self._packed([weight]).rows, factor=factor)
+        return partial(self._rows, weight, factor)
 
-    def vocabulary(self, weight: Weight) -> tuple[Embedding, Linear]:
+    def vocabulary(self, weight: Weight, factor: float = 1.0) -> tuple[Embedding, Linear]:
         """Return both uses of one table (see `Ops.vocabulary`), which is packed only once."""
         if isinstance(weight, QuantisedRows):
             packed = self._packed([weight])
-            return packed.rows, packed
-        return self.embedding(weight), self.linear([weight])
+            return partial(packed.rows, factor=factor), packed
+        return self.embedding(weight, factor), self.linear([weight])
+
+    def _rows(self, table: torch.Tensor, factor: float, ids: torch.Tensor) -> torch.Tensor:
+        ids = ids.contiguous()
+        out = torch.empty((ids.shape[0], table.shape[1]))
+        arguments = self._gather.pack(
+            ids.shape[0],
+            table.data_ptr(),
+            4 * table.stride(0),
+            ids.data_ptr(),
+            out.data_ptr(),
+            table.shape[1],
+            factor,
+        )
+        self._team.run(self._kernels.gather, arguments, serial=_is_small(out))
+        return out
 
     def _packed(
         self, weights: Sequence[QuantisedRows], bias: torch.Tensor | None = None

@@ -14,6 +14,7 @@ NORM_LAYOUT = "qqqqqqqqd"
 ADD_NORM_LAYOUT = "qqqqqqqqd"
 ROTATE_LAYOUT = "qqqqqqqqqq"
 GATE_LAYOUT = "qqqqqq"
+GATHER_LAYOUT = "qqqqqqd"
 
 
 class StoreJob(NamedTuple):
@@ -121,7 +122,7 @@ class LinearJob(NamedTuple):
 
 
 class EmbedJob(NamedTuple):
-    """The arguments of `embed_kernel`.
+    """The integer arguments of `embed_kernel`; the last is the factor of all entries, a float64.
 
     Attributes:
         type: as in `PackJob`.
@@ -144,4 +145,19 @@ class EmbedJob(NamedTuple):
 
 PACK_LAYOUT = "q" * len(PackJob._fields)
 LINEAR_LAYOUT = "q" * len(LinearJob._fields)
-EMBED_LAYOUT = "q" * len(EmbedJob._fields)
+EMBED_LAYOUT = "q" * len(EmbedJob._fields) + "d"
+
+
+class ReplayJob(NamedTuple):
+    """The arguments of `replay_kernel`.
+
+    Attributes:
+        calls: int64 (num_calls, 2): the address of each kernel, and of its words.
+        num_calls: how many.
+    """
+
+    calls: int
+    num_calls: int
+
+
+REPLAY_LAYOUT = "q" * len(ReplayJob._fields)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +45,19 @@ class Kernel(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Recording:
+    """Kernels in the order in which they ran.
+
+    Attributes:
+        calls: the address of each kernel, and its words.
+        kept: objects that the words point into.
+    """
+
+    calls: list[tuple[int, bytes]] = field(default_factory=list)
+    kept: list[object] = field(default_factory=list)
+
+
 class ThreadTeam:
     """As many threads as `torch.get_num_threads()` says at each call.
 
@@ -52,23 +67,56 @@ class ThreadTeam:
     def __init__(self) -> None:
         self._parallel = _openmp_parallel()
         self._pool: ThreadPoolExecutor | None = None
+        self._recording: Recording | None = None
 
-    def run(self, kernel: Kernel, arguments: Arguments, *, serial: bool = False) -> None:
+    def size(self, *, serial: bool = False) -> int:
+        """Return how many threads `run` asks for."""
+        if serial and self._recording is None:  # in a replay, the threads are awake already
+            return 1
+        return torch.get_num_threads()
+
+    def run(
+        self,
+        kernel: Kernel,
+        arguments: Arguments,
+        *,
+        serial: bool = False,
+        limit: int | None = None,
+    ) -> None:
         """Run a kernel to its end.
 
         Args:
             kernel: what to run.
             arguments: its arguments, packed; the counters are reset.
             serial: use the calling thread only; worth it below some 20 microseconds of work.
+            limit: threads at most.
         """
-        num_threads = 1 if serial else torch.get_num_threads()
+        num_threads = self.size(serial=serial)
+        if limit is not None:
+            num_threads = min(num_threads, limit)
         address = arguments.reset()
+        if self._recording is not None:
+            self._recording.calls.append((kernel.address, arguments.words))
         if num_threads == 1:
             kernel(address)
         elif self._parallel is not None:
             self._parallel(kernel.address, address, num_threads, 0)
         else:
             self._run_in_pool(kernel, address, num_threads)
+
+    @contextmanager
+    def record(self) -> Iterator[Recording]:
+        """Record what runs meanwhile."""
+        self._recording = Recording()
+        try:
+            yield self._recording
+        finally:
+            self._recording = None
+
+    def keep(self, *pointed_at: object) -> None:
+        """Keep what the next words point into for as long as a recording that is under way."""
+        if self._recording is not None:
+            self._recording.kept += pointed_at
 
     def _run_in_pool(self, function: Callable[[int], None], address: int, num_threads: int) -> None:
         if self._pool is None:
@@ -96,6 +144,11 @@ class Arguments:
         """Set the words."""
         self._struct.pack_into(self._words, 8 * FIRST_ARGUMENT, *values)
         return self
+
+    @property
+    def words(self) -> bytes:
+        """A copy of all words, counters included."""
+        return bytes(self._words)
 
     def reset(self) -> int:
         """Zero the counters and return the address of the words."""

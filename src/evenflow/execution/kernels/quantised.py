@@ -32,11 +32,12 @@ from evenflow.execution.kernels.jobs import (
 )
 from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
 from evenflow.execution.ops import QuantisedRows
-from evenflow.execution.torch.huge_pages import Arena
+from evenflow.execution.torch.huge_pages import Arena, drop_pages
 
 TILE_ROWS = 16
 GROUP = 32
 _CACHE_LINE = 64
+_SLICE_BYTES = 1 << 24  # of a mapped weight that are in memory at once while it is packed
 _SERIAL_BELOW = 1 << 17  # bytes of weights x rows; under this much, waking threads does not pay
 _ROW_GROUP_BYTES = 52  # of rounded rows, for each group: codes, scale and sums
 _MIN_ROUNDED_ROWS = 8  # that kernels work on together
@@ -81,6 +82,7 @@ class Workspace:
 
     Args:
         kernels: the kernels.
+        team: the threads to use; its own by default.
 
     Attributes:
         kernels: likewise.
@@ -89,9 +91,9 @@ class Workspace:
         arguments: those of the `linear` kernel.
     """
 
-    def __init__(self, kernels: QuantisedKernels) -> None:
+    def __init__(self, kernels: QuantisedKernels, team: ThreadTeam | None = None) -> None:
         self.kernels = kernels
-        self.team = ThreadTeam()
+        self.team = team or ThreadTeam()
         self.arena = Arena()
         self.arguments = Arguments(LINEAR_LAYOUT)
         self._rounded = torch.empty(0, dtype=torch.uint8)
@@ -102,6 +104,7 @@ class Workspace:
         if num_bytes > self._rounded.numel():
             self._rounded = torch.empty(num_bytes, dtype=torch.uint8)
             self._address = self._rounded.data_ptr()
+        self.team.keep(self._rounded)
         return self._address
 
 
@@ -122,17 +125,22 @@ def pack(rows: QuantisedRows, workspace: Workspace) -> PackedWeight:
     tile_bytes = _tile_bytes(rows.type, rows.in_features)
     num_tiles = -(-out_features // TILE_ROWS)
     tiles = workspace.arena.take(num_tiles * tile_bytes).view(num_tiles, tile_bytes)
-    job = PackJob(
-        type=_NUMBERS[name],
-        num_rows=out_features,
-        num_groups=rows.in_features // GROUP,
-        rows=rows.rows.data_ptr(),
-        row_bytes=rows.rows.stride(0),
-        tiles=tiles.data_ptr(),
-        tile_bytes=tile_bytes,
-    )
-    workspace.team.run(workspace.kernels.pack, Arguments(PACK_LAYOUT).pack(*job))
-    return PackedWeight(job.type, tiles, out_features, rows.in_features)
+    slice_tiles = max(1, _SLICE_BYTES // (TILE_ROWS * rows.rows.stride(0)))
+    for first in range(0, num_tiles, slice_tiles):
+        source = rows.rows[first * TILE_ROWS : (first + slice_tiles) * TILE_ROWS]
+        job = PackJob(
+            type=_NUMBERS[name],
+            num_rows=source.shape[0],
+            num_groups=rows.in_features // GROUP,
+            rows=source.data_ptr(),
+            row_bytes=source.stride(0),
+            tiles=tiles[first].data_ptr(),
+            tile_bytes=tile_bytes,
+        )
+        workspace.team.run(workspace.kernels.pack, Arguments(PACK_LAYOUT).pack(*job))
+        if rows.is_mapped:
+            drop_pages(source)
+    return PackedWeight(_NUMBERS[name], tiles, out_features, rows.in_features)
 
 
 def packed_bytes(storage: GGMLType, out_features: int, in_features: int) -> int:
@@ -186,7 +194,7 @@ class PackedLinear:
         out = torch.empty(num_rows, self.out_features)
         workspace = self._workspace
         serial = num_rows * self._weight_bytes < _SERIAL_BELOW
-        num_threads = 1 if serial else torch.get_num_threads()
+        num_threads = workspace.team.size(serial=serial)
         arguments = workspace.arguments.pack(
             num_rows,
             x.data_ptr(),
@@ -199,10 +207,10 @@ class PackedLinear:
         workspace.team.run(workspace.kernels.linear, arguments, serial=serial)
         return out
 
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+    def rows(self, ids: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
         """Return rows of the weight, dequantised: (n, in_features), fp32, for ids: (n,), int64.
 
-        Only of a single weight.
+        Only of a single weight. All entries are multiplied by `factor`.
         """
         (weight,) = self.weights
         ids = ids.contiguous()
@@ -216,7 +224,7 @@ class PackedLinear:
             ids=ids.data_ptr(),
             out=out.data_ptr(),
         )
-        arguments = Arguments(EMBED_LAYOUT).pack(*job)
+        arguments = Arguments(EMBED_LAYOUT).pack(*job, factor)
         self._workspace.team.run(self._workspace.kernels.embed, arguments, serial=len(ids) < 64)
         return out
 

@@ -20,15 +20,17 @@ class TorchOps:
         stacked = values[0] if len(values) == 1 else torch.cat(values)
         return lambda x: F.linear(x, stacked, bias)
 
-    def embedding(self, weight: Weight) -> Embedding:
-        """Return ids -> weight[ids] (see `Ops.embedding`)."""
+    def embedding(self, weight: Weight, factor: float = 1.0) -> Embedding:
+        """Return ids -> weight[ids] * factor (see `Ops.embedding`)."""
         table = _values(weight)
-        return lambda ids: table.index_select(0, ids)
+        if factor == 1.0:
+            return lambda ids: table.index_select(0, ids)
+        return lambda ids: table.index_select(0, ids).mul_(factor)
 
-    def vocabulary(self, weight: Weight) -> tuple[Embedding, Linear]:
+    def vocabulary(self, weight: Weight, factor: float = 1.0) -> tuple[Embedding, Linear]:
         """Return both uses of one table (see `Ops.vocabulary`)."""
         table = _values(weight)
-        return self.embedding(table), self.linear([table])
+        return self.embedding(table, factor), self.linear([table])
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Return x / sqrt(mean(x^2) + eps) * weight (see `Ops.rms_norm`)."""

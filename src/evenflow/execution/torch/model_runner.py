@@ -22,7 +22,7 @@ from evenflow.core.request import Request
 from evenflow.execution.attention import Attention
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.model import CausalLM
-from evenflow.execution.torch.cuda_graphs import DecodeGraphs
+from evenflow.execution.torch.decode_recordings import DecodeRecordings
 from evenflow.execution.torch.grammar_masks import MaskFiller, StepMasks
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.placement import ReadBack, to_device
@@ -62,7 +62,7 @@ class ModelRunner:
         attention: attention over `store`.
         store: the KV tensors.
         sample: draws tokens.
-        graphs: replays steps in which everybody computes one token; None computes all alike.
+        recordings: replay steps in which everybody computes one token; None computes all alike.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class ModelRunner:
         store: KVStore,
         *,
         sample: Sample = sample,
-        graphs: DecodeGraphs | None = None,
+        recordings: DecodeRecordings | None = None,
     ) -> None:
         self._model = model
         self._attention = attention
         self._store = store
         self._device = store.data.device
         self._sample = sample
-        self._graphs = graphs
+        self._recordings = recordings
         self._masks = MaskFiller()
         # The tokens that were sampled last, (n,), on the device, and whose they are.
         self._tokens = torch.empty(0, dtype=torch.int64)
@@ -124,8 +124,8 @@ class ModelRunner:
             batch = batch.to(partial(to_device, device=self._device))
         if plan.follows:
             batch = replace(batch, token_ids=self._tokens_of(plan.requests))
-        if self._graphs is not None and self._graphs.covers(plan.num_new_tokens):
-            return self._graphs.replay(batch)
+        if self._recordings is not None and self._recordings.covers(plan.num_new_tokens):
+            return self._recordings.replay(batch)
         return self._model.forward(batch, self._attention)
 
     def _tokens_of(self, requests: Sequence[Request]) -> torch.Tensor:

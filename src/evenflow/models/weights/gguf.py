@@ -134,8 +134,11 @@ class GGUFWeights:
         part = self._part(name)
         if name not in self.stored_types:
             return None
-        rows = self._restore_order(name, self._rows(part))
-        return QuantisedRows(part.tensor.type, rows, in_features=part.tensor.shape[-1])
+        mapped = self._rows(part)
+        rows = self._restore_order(name, mapped)
+        return QuantisedRows(
+            part.tensor.type, rows, part.tensor.shape[-1], is_mapped=rows is mapped
+        )
 
     def _part(self, name: str) -> _Part:
         if name not in self._parts:

@@ -84,12 +84,14 @@ def load_native_kernels(isa: str | None = None, cache: Path | None = None) -> Cp
         add_norm=kernel("add_norm"),
         rotate=kernel("rotate"),
         gate=kernel("gate"),
+        gather=kernel("gather"),
         store=kernel("store"),
         attention=kernel("attention"),
         has_bf16=True,
         quantised=QuantisedKernels(
             pack=kernel("pack"), linear=kernel("linear"), embed=kernel("embed")
         ),
+        replay=kernel("replay"),
     )
 
 

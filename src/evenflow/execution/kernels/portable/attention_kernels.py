@@ -33,6 +33,7 @@ from evenflow.execution.kernels.attention_job import (
     LANES,
     LIST_EXTRA,
     RECORD_EXTRA,
+    UNITS_PER_THREAD,
     AttentionJob,
     Scratch,
     Unit,
@@ -305,18 +306,32 @@ def _run_whole(job, scale, number, s):  # type: ignore[no-untyped-def]
 
 
 @device_function
-def _run_split(job, scale, task, s):  # type: ignore[no-untyped-def]
+def _grid(job):  # type: ignore[no-untyped-def]
+    """Return how many splits of each unit have a task of their own; 0: a task does all of them."""
+    num_units = job.num_items * job.num_kv_heads
+    if job.num_threads < 2 or num_units >= UNITS_PER_THREAD * job.num_threads:
+        return 0
+    end = 0
+    for number in range(job.num_items):
+        item = job.items + 12 * number
+        last_token = read_int(item, 1) + read_int(item, 2) - 1
+        end = max(end, read_word(job.positions, last_token) + 1)
+    return (min(end, job.stop) + job.split_keys - 1) // job.split_keys
+
+
+@device_function
+def _run_split(job, scale, grid, task, s):  # type: ignore[no-untyped-def]
     """Do one split of a unit; whoever does the unit's last one merges them all."""
-    unit = _unit(job, task // job.grid)
+    unit = _unit(job, task // grid)
     slot_bytes = job.max_rows * job.record_bytes
-    slots = job.records + unit.number * job.grid * slot_bytes
-    split = task % job.grid
+    slots = job.records + unit.number * grid * slot_bytes
+    split = task % grid
     _attend_split(job, scale, unit, split, s, slots + split * slot_bytes)
-    if take_ticket(job.finished, unit.number) < job.grid - 1:
+    if take_ticket(job.finished, unit.number) < grid - 1:
         return
     write_word(job.finished, unit.number, 0)  # for the next call
     _clear(job, unit, s.states)
-    for done in range(job.grid):
+    for done in range(grid):
         _merge_rows(job, unit, s.states, slots + done * slot_bytes)
     _finish(job, unit, s.states)
 
@@ -327,11 +342,13 @@ def attention_kernel(words: int) -> None:
     job = AttentionJob(*_read_job(words + 8 * FIRST_ARGUMENT))
     scale = np.float32(read_double(words, _SCALE))
     scratch = _scratch(job, take_ticket(words, NEXT_THREAD))
+    grid = _grid(job)
+    num_tasks = job.num_items * job.num_kv_heads * max(grid, 1)
     while True:
         task = take_ticket(words, NEXT_TASK)
-        if task >= job.num_tasks:
+        if task >= num_tasks:
             break
-        if job.grid == 0:
+        if grid == 0:
             _run_whole(job, scale, task, scratch)
         else:
-            _run_split(job, scale, task, scratch)
+            _run_split(job, scale, grid, task, scratch)

@@ -1,4 +1,4 @@
-"""Row-wise kernels of `CpuOps`: normalise, rotate, gate. Each result row reads its own row only.
+"""Row-wise kernels of `CpuOps`: normalise, rotate, gate, gather. Each reads its own row only.
 
 Knows: vectors (`simd`), argument words (`parallel`).
 Does not know: tensors.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 
@@ -25,12 +26,14 @@ from evenflow.execution.kernels.portable.simd import (
     fma,
     load,
     read_double,
+    read_float,
     read_word,
     splat,
     splat_constant,
     store,
     take_ticket,
     words_reader,
+    write_float,
 )
 
 ROWS_PER_TASK = 8
@@ -211,3 +214,18 @@ def gate_kernel(words: int) -> None:
             _silu_row(source, source + width * FLOAT_BYTES, target, width)
         else:
             _gelu_tanh_row(source, source + width * FLOAT_BYTES, target, width)
+
+
+@NumbaKernel
+def gather_kernel(words: int) -> None:
+    """Copy the rows of a table that ids name, scaled, into a contiguous out."""
+    (num_rows, table, row_bytes, ids, out, dim) = _read_six(words + 8 * FIRST_ARGUMENT)
+    scale = np.float32(read_double(words, FIRST_ARGUMENT + 6))
+    while True:
+        first = take_ticket(words, NEXT_TASK) * ROWS_PER_TASK
+        if first >= num_rows:
+            break
+        for row in range(first, min(first + ROWS_PER_TASK, num_rows)):
+            source = table + read_word(ids, row) * row_bytes
+            for i in range(dim):
+                write_float(out, row * dim + i, read_float(source, i) * scale)

@@ -1,9 +1,9 @@
 """Replays the forward pass of steps in which every request computes one token.
 
 Such a step is some hundred kernels of a few microseconds each, and launching them one by one takes
-the host longer than the device takes to run them. Recorded once, they are launched as one. What is
-recorded is fixed, addresses and number of requests included: so there is one recording for each of
-a few sizes, and a batch is copied into the buffers it reads, and padded to the next size.
+the host longer than they take to run. Recorded once, they are launched as one. What is recorded is
+fixed, addresses and number of requests included: so there is a recording for each of some sizes,
+and a batch is copied into the buffers it reads, and padded to the next size.
 
     batch of 5    a b c d e
     size 8        a b c d e · · ·      · has no KV slot, attends to nothing, and is cut off
@@ -18,6 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,65 +28,54 @@ import torch
 
 from evenflow.execution.batch import ForwardBatch
 
+logger = logging.getLogger(__name__)
+
 _NO_SLOT = -1
-_NUM_WARM_UPS = 2
 
 Forward = Callable[[ForwardBatch], torch.Tensor]
 Replay = Callable[[], None]
 
 
+class NotRecordableError(Exception):
+    """Something computes that a recording would leave out; the message says what."""
+
+
 class Recorder(Protocol):
-    """Records what a function enqueues."""
+    """Records what a function computes with."""
 
     def __call__(self, run: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
-        """Return what repeats the recorded work, and the tensor into which it computes."""
+        """Return what repeats the recorded work, and the tensor into which it computes.
+
+        Raises:
+            NotRecordableError: not all of it can be repeated.
+        """
         ...
 
 
-class CudaRecorder:
-    """Records CUDA graphs, which share their memory: only one of them runs at a time.
-
-    Args:
-        device: where.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
-        """Record a CUDA graph of what `run` enqueues, having compiled its kernels before."""
-        for _ in range(_NUM_WARM_UPS):
-            run()
-        torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            out = run()
-        return graph.replay, out
-
-
-class DecodeGraphs:
-    """A recording for each of a few batch sizes.
+class DecodeRecordings:
+    """A recording for each of some batch sizes, made when it is first needed.
 
     Args:
         forward: computes hidden states, (num_tokens, hidden_size), from a batch on the device.
-        max_num_seqs: most requests in a step.
+        sizes: the numbers of requests to record, ascending.
         max_num_blocks: most KV blocks of a request.
         device: where.
-        record: records what is enqueued on it.
+        record: records what is computed there.
     """
 
     def __init__(
         self,
         forward: Forward,
         *,
-        max_num_seqs: int,
+        sizes: Sequence[int],
         max_num_blocks: int,
         device: torch.device,
         record: Recorder,
     ) -> None:
-        self._sizes = graph_sizes(max_num_seqs)
-        size = self._sizes[-1]
+        self._forward = forward
+        self._sizes = sizes
+        self._record = record
+        size = sizes[-1]
         self._inputs = ForwardBatch(
             token_ids=torch.zeros(size, dtype=torch.int64, device=device),
             positions=torch.zeros(size, dtype=torch.int64, device=device),
@@ -94,14 +84,22 @@ class DecodeGraphs:
             context_lens=torch.zeros(size, dtype=torch.int32, device=device),
             block_tables=torch.zeros((size, max_num_blocks), dtype=torch.int32, device=device),
         )
-        self._graphs: dict[int, tuple[Replay, torch.Tensor]] = {}
-        with torch.inference_mode():
-            for size in reversed(self._sizes):  # the largest first: the others fit into its memory
-                self._graphs[size] = record(partial(forward, self._inputs_of(size)))
+        self._recordings: dict[int, tuple[Replay, torch.Tensor]] = {}
+        self._is_recordable = True
+
+    @torch.inference_mode()
+    def record_all(self) -> None:
+        """Make all recordings now, the largest first: the others fit into its memory."""
+        for size in reversed(self._sizes):
+            self._recording_of(size)
 
     def covers(self, num_new_tokens: Sequence[int]) -> bool:
         """Return whether a step of so many tokens of each request can be replayed."""
-        return len(num_new_tokens) <= self._sizes[-1] and max(num_new_tokens) == 1
+        return (
+            self._is_recordable
+            and len(num_new_tokens) <= self._sizes[-1]
+            and max(num_new_tokens) == 1
+        )
 
     def replay(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the hidden states of a batch, (num_requests, hidden_size), on the device.
@@ -119,9 +117,19 @@ class DecodeGraphs:
         inputs.context_lens[:count].copy_(batch.context_lens)
         inputs.context_lens[count:].zero_()
         inputs.block_tables[:count, : batch.block_tables.shape[1]].copy_(batch.block_tables)
-        replay, hidden = self._graphs[size]
+        try:
+            replay, hidden = self._recording_of(size)
+        except NotRecordableError as error:
+            logger.info("decode steps are not recorded: %s", error)
+            self._is_recordable = False
+            return self._forward(batch)
         replay()
         return hidden[:count]
+
+    def _recording_of(self, size: int) -> tuple[Replay, torch.Tensor]:
+        if size not in self._recordings:
+            self._recordings[size] = self._record(partial(self._forward, self._inputs_of(size)))
+        return self._recordings[size]
 
     def _inputs_of(self, size: int) -> ForwardBatch:
         """Return the buffers that the recording of a size reads."""
@@ -136,6 +144,6 @@ class DecodeGraphs:
         )
 
 
-def graph_sizes(max_num_seqs: int) -> list[int]:
-    """Return the batch sizes to record: powers of two up to the first that is enough."""
+def powers_of_two(max_num_seqs: int) -> list[int]:
+    """Return batch sizes to record where a recording is dear: up to the first that is enough."""
     return [1 << power for power in range((max_num_seqs - 1).bit_length() + 1)]
