@@ -14,7 +14,6 @@ from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
 from evenflow.execution.torch.kv_store import KVStore
-from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.execution.torch.transfers import CpuTransfers
 from evenflow.models.registry import build_model
 from evenflow.simulation.executor import SimulatedExecutor
@@ -105,19 +104,13 @@ class RealWorld:
         from evenflow.engine.backends import choose_backend
         from evenflow.models.sources import resolve
         from evenflow.models.weights.open import open_checkpoint
-        from evenflow.models.weights.precision import resolve_linear
 
         config = load_config({"device": "cpu"}).config
         checkpoint = open_checkpoint(resolve(model, cache_dir=config.paths.cache))
         self.shape = shape
         self._spec = checkpoint.spec
-        self._backend = choose_backend(config, self._spec)
-        linear = resolve_linear(
-            "auto",
-            is_quantised=checkpoint.is_quantised(),
-            has_native_kernels=self._backend.has_native_kernels,
-        )
-        weights = checkpoint.weights(linear=linear)
+        self._backend = choose_backend(config, self._spec, is_quantised=checkpoint.is_quantised())
+        weights = checkpoint.weights(linear=self._backend.linear)
         self._model = build_model(self._spec, weights, self._backend.ops())
         self._limits = Limits(
             num_blocks=num_blocks,
@@ -143,6 +136,7 @@ class RealWorld:
                 self._spec.head_dim,
                 BLOCK_SIZE,
                 "block_first" if arm.is_block_first else "layer_first",
+                self._backend.kv_dtype,
             )
             for num_blocks in (self._limits.num_blocks, self._limits.num_host_blocks)
         )
@@ -150,7 +144,12 @@ class RealWorld:
             store.data.zero_()  # otherwise the system hands out its pages in the middle of the run
         transfers = CpuTransfers(device, host, clock=clock)
         scheduler = build_scheduler(arm, self._limits, transfers)
-        executor = ModelRunner(self._model, self._backend.attention(device), device)
+        executor = self._backend.runner(
+            self._model,
+            device,
+            max_num_seqs=self._limits.max_num_seqs,
+            max_model_len=self.shape.max_tokens + 1,
+        )
         limits = ModelLimits(self.shape.max_tokens + 1, self._spec.vocab_size)
         return Stage(Engine(scheduler, executor, clock, limits), clock, limits.vocab_size)
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+from evenflow.engine.backends import Backend
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.models.weights.open import Checkpoint
-from evenflow.models.weights.precision import Precision
 from evenflow.models.weights.shapes import tensor_shapes
 
 _READ_BYTES = 1 << 29
@@ -111,23 +111,23 @@ class Work:
     has_int8_products: bool
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, precision: Precision) -> Work:
-        """Return the work of a dense model with an fp32 KV cache.
+    def of(cls, checkpoint: Checkpoint, backend: Backend) -> Work:
+        """Return the work of a dense model.
 
         Args:
             checkpoint: the model.
-            precision: in which form its weights are held and multiplied.
+            backend: how it is computed.
         """
         spec, shapes = checkpoint.spec, tensor_shapes(checkpoint.spec)
-        is_exact = precision == "exact"
+        is_exact = backend.linear == "exact"
         fp32_bytes = 4 * sum(math.prod(shape) for shape in shapes.values())
         matrices = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) == 2}
         vocabulary = spec.vocab_size * spec.hidden_size
         num_vocabularies = 1 if spec.tie_word_embeddings else 2
         return cls(
-            weight_bytes=fp32_bytes if is_exact else checkpoint.weight_bytes(precision),
+            weight_bytes=fp32_bytes if is_exact else checkpoint.weight_bytes(backend.linear),
             kv_bytes_per_token=KVStore.bytes_per_block(
-                spec.num_layers, spec.num_kv_heads, spec.head_dim, 1
+                spec.num_layers, spec.num_kv_heads, spec.head_dim, 1, backend.kv_dtype
             ),
             layer_products=sum(matrices.values()) - num_vocabularies * vocabulary,
             vocabulary_products=vocabulary,

@@ -57,10 +57,9 @@ from cpu_loads import LOADS, QUICK_LOADS, Load, measure, start
 from cpu_peers import Driver, evenflow, find_peers
 from cpu_report import OURS, ceilings, report
 from evenflow.config import load_config
-from evenflow.engine.backends import choose_backend
+from evenflow.engine.backends import Backend, choose_backend
 from evenflow.models.sources import resolve
 from evenflow.models.weights.open import Checkpoint, open_checkpoint
-from evenflow.models.weights.precision import Precision, resolve_linear
 from peers import PACKAGES, home, install, interpreter
 from quality import QUICK_TOKENS, TOKENS, compare
 
@@ -88,7 +87,7 @@ def main() -> None:
         return
     started = time.perf_counter()
     checkpoint = open_checkpoint(resolve(args.model, cache_dir=cache))
-    precision = default_precision(args.model, checkpoint)
+    backend = default_backend(args.model, checkpoint)
     loads = [
         load
         for load in (QUICK_LOADS if args.quick else LOADS)
@@ -110,10 +109,10 @@ def main() -> None:
     most = max(loads, key=lambda load: (load.num_requests, -load.prompt))
     times = 1 if args.quick else FRESH_STARTS
     start_s[OURS], peak_mb = start_afresh(args.model, most, logs, times)
-    work = Work.of(checkpoint, precision)
+    work = Work.of(checkpoint, backend)
     others = {"start_s": start_s, "peak_mb": peak_mb, "peak_limit_mb": peak_limit_mb(work, most)}
-    if precision != "exact":
-        quality = compare(args.model, precision, QUICK_TOKENS if args.quick else TOKENS)
+    if backend.linear != "exact":
+        quality = compare(args.model, backend.linear, QUICK_TOKENS if args.quick else TOKENS)
         others |= {"kl": quality.kl, "top1": quality.top1}
     report(samples, ceilings(machine, work, loads, samples), others)
     print(f"took {time.perf_counter() - started:.0f} s", file=sys.stderr)
@@ -137,14 +136,10 @@ def choose_peers(args: argparse.Namespace, cache: Path, gguf: Path) -> list[Driv
     return chosen
 
 
-def default_precision(model: str, checkpoint: Checkpoint) -> Precision:
-    """Return in which form evenflow holds and multiplies weights if not told."""
+def default_backend(model: str, checkpoint: Checkpoint) -> Backend:
+    """Return what evenflow computes with if not told."""
     config = load_config({"model": model}).config
-    return resolve_linear(
-        config.execution.linear,
-        is_quantised=checkpoint.is_quantised(),
-        has_native_kernels=choose_backend(config, checkpoint.spec).has_native_kernels,
-    )
+    return choose_backend(config, checkpoint.spec, is_quantised=checkpoint.is_quantised())
 
 
 def start_afresh(model: str, load: Load, logs: Path, times: int) -> tuple[float, float]:

@@ -35,7 +35,6 @@ from evenflow.execution.torch.kv_store import KVStore
 from evenflow.models.registry import build_model
 from evenflow.models.sources import resolve
 from evenflow.models.weights.open import open_checkpoint
-from evenflow.models.weights.precision import resolve_linear
 from evenflow.tokenization import load_tokenizer
 
 WINDOW_TOKENS = 512
@@ -73,15 +72,17 @@ class Scorer:
         cache = config.paths.cache
         checkpoint = open_checkpoint(resolve(model, cache_dir=cache))
         spec = checkpoint.spec
-        backend = choose_backend(config, spec)
-        precision = resolve_linear(
-            config.execution.linear,
-            is_quantised=checkpoint.is_quantised(),
-            has_native_kernels=backend.has_native_kernels,
-        )
-        weights = checkpoint.weights(linear=precision, weight_cache_dir=cache / "weights")
+        backend = choose_backend(config, spec, is_quantised=checkpoint.is_quantised())
+        weights = checkpoint.weights(linear=backend.linear, weight_cache_dir=cache / "weights")
         self._model: CausalLM = build_model(spec, backend.place(weights), backend.ops())
-        store = KVStore(1, spec.num_layers, spec.num_kv_heads, spec.head_dim, WINDOW_TOKENS)
+        store = KVStore(
+            1,
+            spec.num_layers,
+            spec.num_kv_heads,
+            spec.head_dim,
+            WINDOW_TOKENS,
+            dtype=backend.kv_dtype,
+        )
         self._attention: Attention = backend.attention(store)
 
     def hidden(self, window: torch.Tensor) -> torch.Tensor:

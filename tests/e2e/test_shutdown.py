@@ -185,21 +185,25 @@ def test_streams_and_server_end_with_an_error_when_the_engine_is_killed(tmp_path
 # Starting beside another one
 
 
-def test_second_server_is_refused_at_once_when_the_port_is_taken(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-    with running(tmp_path / "first") as server:
-        second = ServerProcess(tmp_path / "second", port=server.port)
-        assert second.wait() == 2
-        assert "cannot listen on 127.0.0.1" in second.log.lower()
-        assert "Choose another --port" in second.log
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with running(tmp_path_factory.mktemp("first")) as server:
+        yield server
 
 
-def test_second_server_is_refused_when_its_files_are_another_ones(tmp_path: Path) -> None:
-    with running(tmp_path):
-        second = ServerProcess(tmp_path)
-        assert second.wait() == 2
-        assert "Choose another --data-dir" in second.log
+def test_second_server_is_refused_at_once_when_the_port_is_taken(
+    first: ServerProcess, tmp_path: Path
+) -> None:
+    second = ServerProcess(tmp_path, port=first.port)
+    assert second.wait() == 2
+    assert "cannot listen on 127.0.0.1" in second.log.lower()
+    assert "Choose another --port" in second.log
+
+
+def test_second_server_is_refused_when_its_files_are_another_ones(first: ServerProcess) -> None:
+    second = ServerProcess(first.log_path.parent)
+    assert second.wait() == 2
+    assert "Choose another --data-dir" in second.log
 
 
 # Batches
@@ -268,10 +272,10 @@ def check_only_the_input_is_served(server: ServerProcess, batch_id: str) -> None
 @pytest.mark.slow
 def test_batch_goes_on_after_everything_was_killed(tmp_path: Path) -> None:
     flags = ["--max-num-seqs", "4"]
-    with running(tmp_path, *flags) as server:
-        batch_id = start_batch(server.address)
+    batch_id = ""
     for num_answers in (20, 70):
         with running(tmp_path, *flags) as server:
+            batch_id = batch_id or start_batch(server.address)
             wait_for_answers(server, batch_id, num_answers)
             check_only_the_input_is_served(server, batch_id)
             engine = server.engine

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import unicodedata
 
@@ -61,12 +62,8 @@ CORPUS = {
 }
 
 
-def path_of(name):
-    return resolve(name, cache_dir=load_config().config.paths.cache).path
-
-
 def pair(name):
-    path = path_of(name)
+    path = resolve(name, cache_dir=load_config().config.paths.cache).path
     theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     return load_tokenizer(path), theirs
 
@@ -88,8 +85,7 @@ def published_smollm2(smollm2):
     transformers gives a GGUF file marked "smollm" GPT-2's split, in which a digit takes the space
     before it along. The published tokeniser cuts digits out first, and so does llama.cpp.
     """
-    path = path_of("smollm2")
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    theirs = copy.deepcopy(smollm2[1])
     theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -14,7 +14,7 @@ from evenflow.core.events import EventKind, RequestEvent
 from evenflow.core.ids import RequestId, TenantId
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.slo import Slo
-from evenflow.engine.engine import completion_id
+from evenflow.engine.completions import completion_id
 from evenflow.engine.explain_store import ExplainStore
 from evenflow.engine.outputs import Delta, RequestMetrics
 from evenflow.engine.process.messages import AddRequest, StepOutput

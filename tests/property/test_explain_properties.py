@@ -14,7 +14,8 @@ from evenflow.core.events import NUM_DETAILED_EVENTS, EventKind, RequestEvent, W
 from evenflow.core.request import Request
 from evenflow.core.sampling import SamplingParams
 from evenflow.core.status import RequestStatus
-from evenflow.engine.engine import Engine, completion_id
+from evenflow.engine.completions import completion_id
+from evenflow.engine.engine import Engine
 from evenflow.engine.explain import Explanation, explain
 from evenflow.engine.explain_store import ExplainStore
 from evenflow.engine.outputs import Delta

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from evenflow.core.clock import VirtualClock
 from evenflow.core.request import RequestView
 from evenflow.core.sampling import SamplingParams
-from evenflow.engine.engine import Engine, completion_id
+from evenflow.engine.completions import completion_id
+from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
 from evenflow.memory.kv_cache_manager import KVCacheManager
 from evenflow.memory.lower_tier import LowerTier

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from evenflow.core.clock import VirtualClock
 from evenflow.core.ids import DEFAULT_TENANT, TenantId
 from evenflow.core.sampling import SamplingParams
-from evenflow.engine.engine import completion_id
+from evenflow.engine.completions import completion_id
 from evenflow.fairness.tenants import Tenant, TenantDirectory, TenantLimits
 from evenflow.scheduling.plan import StepPlan
 from support.scripted_engine import make_engine, scripted_token

@@ -37,7 +37,8 @@ class CacheConfig(Area):
 
     kv_cache_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of keys and values: bf16 takes half the memory of fp32, rounds them, and on a CPU needs
-    the native kernels; auto is fp32 on a CPU, and on a GPU the type of the activations."""
+    the native kernels. auto is, on a CPU, bf16 with --linear w4a8 or w8a8 and fp32 with exact; on a
+    GPU, the type of the activations."""
 
     kv_layout: Literal["block_first", "layer_first"] = "block_first"
     """Order of KV memory: block_first makes a block one contiguous range over all layers,

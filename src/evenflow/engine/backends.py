@@ -36,6 +36,7 @@ from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.execution.torch.sampler import Sample, sample
 from evenflow.models.spec import ModelSpec
 from evenflow.models.weights.placed import PlacedWeights
+from evenflow.models.weights.precision import Precision, resolve_linear
 from evenflow.models.weights.source import WeightSource
 
 AttentionName = Literal["cpu", "triton", "flashinfer", "reference"]
@@ -79,6 +80,7 @@ class Backend:
         device: where.
         dtype: of matrices and activations.
         kv_dtype: of keys and values.
+        linear: how weights are held and multiplied.
         attention_name: which kernels attend.
         kernels: on a CPU, which others are used; None on a GPU.
         starts_ahead: whether the engine may start a step before the one before it is finished.
@@ -90,15 +92,11 @@ class Backend:
     dtype: torch.dtype
     kv_dtype: torch.dtype
     attention_name: AttentionName
+    linear: Precision = "exact"
     kernels: CpuKernels | None = None
     starts_ahead: bool = False
     records_decode: bool = False
     team: ThreadTeam = field(default_factory=ThreadTeam)
-
-    @property
-    def has_native_kernels(self) -> bool:
-        """Whether weights of a few bits can be multiplied as they are."""
-        return self.kernels is not None and self.kernels.quantised is not None
 
     @property
     def is_pinned(self) -> bool:
@@ -182,13 +180,18 @@ class Backend:
 
 
 def choose_backend(
-    config: EvenflowConfig, spec: ModelSpec, machine: Machine | None = None
+    config: EvenflowConfig,
+    spec: ModelSpec,
+    *,
+    is_quantised: bool = False,
+    machine: Machine | None = None,
 ) -> Backend:
     """Choose what the settings ask for, and of what they leave open the fastest.
 
     Args:
         config: the settings.
         spec: the model.
+        is_quantised: whether the model's file holds weights of a few bits.
         machine: what there is; this machine by default.
 
     Raises:
@@ -200,11 +203,11 @@ def choose_backend(
     if device == "auto":
         device = "cuda" if machine.capability is not None and machine.has_triton else "cpu"
     if device == "cpu":
-        return _cpu_backend(config)
+        return _cpu_backend(config, is_quantised=is_quantised)
     return _cuda_backend(config, spec, machine)
 
 
-def _cpu_backend(config: EvenflowConfig) -> Backend:
+def _cpu_backend(config: EvenflowConfig, *, is_quantised: bool) -> Backend:
     settings = config.execution
     if settings.dtype not in ("auto", "float32"):
         _refuse(
@@ -221,11 +224,20 @@ def _cpu_backend(config: EvenflowConfig) -> Backend:
         )
     attention: AttentionName = "reference" if name == "reference" else "cpu"
     kernels = cpu_kernels("auto", cache=config.paths.cache / "native")
+    linear = resolve_linear(
+        settings.linear,
+        is_quantised=is_quantised,
+        has_native_kernels=kernels.quantised is not None,
+    )
+    # Rounding keys and values loses less than rounding activations to 8 bits does.
+    halves_kv = linear != "exact" and kernels.has_bf16 and attention == "cpu"
+    kv_dtype = torch.bfloat16 if halves_kv else torch.float32
     return Backend(
         torch.device("cpu"),
         torch.float32,
-        _KV_DTYPES.get(config.cache.kv_cache_dtype, torch.float32),
+        _KV_DTYPES.get(config.cache.kv_cache_dtype, kv_dtype),
         attention,
+        linear,
         kernels=kernels,
         records_decode=kernels.replay is not None and not settings.enforce_eager,
     )

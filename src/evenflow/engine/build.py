@@ -35,7 +35,6 @@ from evenflow.models.sentence import SentenceEncoder
 from evenflow.models.sources import resolve
 from evenflow.models.spec import ModelSpec
 from evenflow.models.weights.open import open_checkpoint
-from evenflow.models.weights.precision import resolve_linear
 from evenflow.scheduling.policy import load_policy
 from evenflow.scheduling.scheduler import Scheduler
 from evenflow.scheduling.switching import SwitchOptions
@@ -136,22 +135,17 @@ def build_runtime(
     )
     checkpoint = open_checkpoint(files)
     spec = checkpoint.spec
-    backend = choose_backend(config, spec)
-    sentence, sentence_tokenizer = _load_sentence_model(config, progress)
     load_format = config.model.load_format
-    linear = resolve_linear(
-        config.execution.linear,
-        is_quantised=checkpoint.is_quantised(load_format),
-        has_native_kernels=backend.has_native_kernels,
-    )
+    backend = choose_backend(config, spec, is_quantised=checkpoint.is_quantised(load_format))
+    sentence, sentence_tokenizer = _load_sentence_model(config, progress)
     weight_bytes = checkpoint.weight_bytes(
-        linear, load_format, bytes_per_float=backend.dtype.itemsize
+        backend.linear, load_format, bytes_per_float=backend.dtype.itemsize
     )
     kv_plan = _plan_kv(config, spec, backend, weight_bytes)
     logger.info("kv memory: %s", kv_plan.description())
     tokenizer = load_tokenizer(files.path, chat_template=config.model.chat_template)
     weights = checkpoint.weights(
-        linear=linear,
+        linear=backend.linear,
         load_format=load_format,
         weight_cache_dir=config.paths.cache / "weights" if config.execution.weight_cache else None,
         seed=config.model.dummy_seed,
@@ -179,7 +173,7 @@ def build_runtime(
         config,
         store,
         free_bytes=max(0, free_memory_bytes() - kv_bytes_of_host),
-        model=f"{model_name}; {linear} in {backend.dtype}",
+        model=f"{model_name}; {backend.linear} in {backend.dtype}",
         clock=clock,
     )
     executor = backend.runner(

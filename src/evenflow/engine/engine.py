@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from evenflow.core.clock import Clock
-from evenflow.core.errors import DuplicateRequestError, InvalidRequestError
+from evenflow.core.errors import InvalidRequestError
 from evenflow.core.ids import DEFAULT_TENANT, RequestId, TenantId
 from evenflow.core.pooling import PoolingParams
 from evenflow.core.request import Request
@@ -18,6 +18,7 @@ from evenflow.core.sampling import SamplingParams
 from evenflow.core.slo import Slo
 from evenflow.core.status import RequestStatus
 from evenflow.core.structured import TokenGrammar
+from evenflow.engine.completions import CompletionTable
 from evenflow.engine.explain import Explanation, explain
 from evenflow.engine.limits import ModelLimits
 from evenflow.engine.outputs import Delta
@@ -107,23 +108,18 @@ class Engine:
         self._detokenizer = detokenizer
         self._salt_per_tenant = salt_per_tenant
         self._only_ends = only_ends
-        self._live: dict[RequestId, CompletionProgress] = {}
-        # The live completions of each request, by the request's id.
-        self._completions: dict[str, list[CompletionProgress]] = {}
-        # Those that ended without a token, until the next step reports them.
-        self._ended: dict[RequestId, CompletionProgress] = {}
+        self._completions = CompletionTable()
         self._num_added = 0
         kv = scheduler.kv
         longest_blocks = -(-limits.max_model_len // kv.block_size)
         self.sessions = SessionTable(kv, max_pinned_blocks=max(0, kv.num_blocks - longest_blocks))
         self._session_of: dict[RequestId, Session] = {}
         scheduler.before_free = self._keep_for_session
-        self._next_deadline_s = math.inf  # none is earlier; its request may have ended already
 
     @property
     def has_work(self) -> bool:
         """Whether a call of `step` has something to do or to report."""
-        return self.scheduler.has_work or bool(self._ended) or self._flight is not None
+        return self.scheduler.has_work or self._completions.has_ended or self._flight is not None
 
     @property
     def is_paused(self) -> bool:
@@ -141,7 +137,7 @@ class Engine:
     @property
     def next_expiry_s(self) -> float:
         """No deadline passes and no pin ends before this; infinite if there are none."""
-        return min(self._next_deadline_s, self.sessions.next_expiry_s)
+        return min(self._completions.next_deadline_s, self.sessions.next_expiry_s)
 
     @property
     def live_requests(self) -> Iterable[Request]:
@@ -220,7 +216,7 @@ class Engine:
         if isinstance(params, PoolingParams):
             pooling, params = params, SamplingParams()
         params = _under_grammar(params, grammar)
-        ids = self._unused_ids(request_id, params.n)
+        ids = self._completions.unused_ids(request_id, params.n)
         _check_deadline(deadline_s)
         if session_id is not None:
             self._session_of[ids[0]] = self.sessions.get(tenant_id, session_id)
@@ -262,9 +258,9 @@ class Engine:
         """Return the last deltas of completions that the scheduler has ended between two steps."""
         deltas = []
         for request in ended:
-            progress = self._live[request.request_id]
+            progress = self._completions.live[request.request_id]
             deltas.append(progress.delta(request.token_ids[-1], None))
-            self._forget(progress)
+            self._completions.forget(progress)
         return deltas
 
     def abort(self, request_id: str, cause: str = "aborted by the caller") -> bool:
@@ -278,10 +274,10 @@ class Engine:
             Whether there was anything to end. The next step reports it.
         """
         now_s = self._clock.now_s()
-        victims = tuple(self._completions.get(request_id, ()))
+        victims = self._completions.of_request(request_id)
         for progress in victims:
             self.scheduler.finish(progress.request, RequestStatus.FINISHED_ABORTED, now_s, cause)
-            self._retire(progress)
+            self._completions.retire(progress)
         return bool(victims)
 
     def set_priority(self, request_id: str, priority: int) -> bool:
@@ -295,7 +291,7 @@ class Engine:
             Whether there is such a request.
         """
         now_s = self._clock.now_s()
-        completions = self._completions.get(request_id, ())
+        completions = self._completions.of_request(request_id)
         for progress in completions:
             self.scheduler.set_priority(progress.request, priority, now_s)
         return bool(completions)
@@ -306,19 +302,14 @@ class Engine:
         A step begins with this, and the next one reports the requests.
         """
         self.sessions.expire(now_s)
-        if now_s < self._next_deadline_s:
-            return
-        for progress in tuple(self._live.values()):
+        for progress, deadline_s in self._completions.overdue(now_s):
             request = progress.request
-            if request.deadline_s is not None and request.deadline_s <= now_s:
-                cause = (
-                    f"its {request.deadline_s - request.arrival_s:.3f} s were over after "
-                    f"{request.num_output_tokens} output tokens"
-                )
-                self.scheduler.finish(request, RequestStatus.FINISHED_EXPIRED, now_s, cause)
-                self._retire(progress)
-        deadlines = (progress.request.deadline_s for progress in self._live.values())
-        self._next_deadline_s = min((at for at in deadlines if at is not None), default=math.inf)
+            cause = (
+                f"its {deadline_s - request.arrival_s:.3f} s were over after "
+                f"{request.num_output_tokens} output tokens"
+            )
+            self.scheduler.finish(request, RequestStatus.FINISHED_EXPIRED, now_s, cause)
+            self._completions.retire(progress)
 
     def rest(self) -> bool:
         """Do what there is to do without requests.
@@ -348,14 +339,10 @@ class Engine:
     def _queue(self, user_id: str, index: int, request: Request, now_s: float) -> None:
         self.scheduler.add(request, now_s)
         self._num_added += 1
-        if request.deadline_s is not None:
-            self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
         detokenizer = None
         if self._detokenizer is not None:
             detokenizer = self._detokenizer(request.sampling.skip_special_tokens)
-        progress = CompletionProgress(user_id, index, request, detokenizer)
-        self._live[request.request_id] = progress
-        self._completions.setdefault(user_id, []).append(progress)
+        self._completions.add(CompletionProgress(user_id, index, request, detokenizer))
 
     def _next_flight(self, now_s: float) -> _Flight:
         """Return the step that runs, or else start one; and start the one after it if possible."""
@@ -379,18 +366,6 @@ class Engine:
         if session is not None and request.status.finish_reason in ("stop", "length"):
             self.sessions.keep(session, request, now_s)
 
-    def _unused_ids(self, request_id: str, num_completions: int) -> list[RequestId]:
-        """Return the ids of a request's completions, which nobody else may carry."""
-        ids = [RequestId(completion_id(request_id, index)) for index in range(num_completions)]
-        taken = [own_id for own_id in ids if own_id in self._live or own_id in self._ended]
-        if taken or request_id in self._completions:
-            raise DuplicateRequestError(
-                f"request id {(taken or ids)[0]!r} is in use",
-                param="request_id",
-                fix="Send every request under an id of its own",
-            )
-        return ids
-
     def _update(
         self, plan: StepPlan, result: StepResult, now_s: float
     ) -> list[tuple[CompletionProgress, int]]:
@@ -398,15 +373,15 @@ class Engine:
         for index, reason in result.failures.items():
             request = plan.requests[index]
             self.scheduler.finish(request, RequestStatus.FINISHED_ERROR, now_s, reason)
-            self._retire(self._live[request.request_id])
+            self._completions.retire(self._completions.live[request.request_id])
         self.scheduler.update(plan, result.token_ids, now_s)
         for index, hidden_sum in result.hidden_sums.items():
             request = plan.requests[index]
             request.hidden_sum = hidden_sum
             if request.is_finished:
-                self._retire(self._live[request.request_id])
+                self._completions.retire(self._completions.live[request.request_id])
         self._read_prompt_logprobs(plan, result)
-        live = self._live
+        live = self._completions.live
         only_ends = self._only_ends and self._detokenizer is None and not result.completed
         sampled = []
         for index, (request, token_id) in enumerate(
@@ -433,8 +408,7 @@ class Engine:
         self, sampled: list[tuple[CompletionProgress, int]], result: StepResult
     ) -> list[Delta]:
         """Build what callers get; forget who has ended."""
-        deltas = [progress.delta(None, None) for progress in self._ended.values()]
-        self._ended.clear()
+        deltas = [progress.delta(None, None) for progress in self._completions.take_ended()]
         token_ids = result.token_ids
         logprobs = result.logprobs
         for progress, index in sampled:
@@ -442,28 +416,16 @@ class Engine:
             if is_finished or not self._only_ends:
                 deltas.append(progress.delta(token_ids[index], logprobs.get(index)))
             if is_finished:
-                self._forget(progress)
+                self._completions.forget(progress)
         return deltas
 
     def _read_prompt_logprobs(self, plan: StepPlan, result: StepResult) -> None:
         for index, entries in result.prompt_logprobs.items():
             request = plan.requests[index]
-            progress = self._live.get(request.request_id)
+            progress = self._completions.live.get(request.request_id)
             if progress is not None:
                 first = request.num_computed_tokens - plan.num_new_tokens[index] + 1
                 progress.prompt_logprobs.update(enumerate(entries, start=first))
-
-    def _retire(self, progress: CompletionProgress) -> None:
-        """A completion has ended without a token: let the next step report it."""
-        self._forget(progress)
-        self._ended[progress.request.request_id] = progress
-
-    def _forget(self, progress: CompletionProgress) -> None:
-        del self._live[progress.request.request_id]
-        completions = self._completions[progress.user_id]
-        completions.remove(progress)
-        if not completions:
-            del self._completions[progress.user_id]
 
 
 def _check_deadline(deadline_s: float | None) -> None:
@@ -484,8 +446,3 @@ def _under_grammar(params: SamplingParams, grammar: TokenGrammar | None) -> Samp
     if grammar is None:
         return params
     return replace(params, stop=(), stop_token_ids=(), min_tokens=0, ignore_eos=False)
-
-
-def completion_id(request_id: str, index: int) -> str:
-    """Name completion `index` of a request; the first one carries the request's own id."""
-    return f"{request_id}#{index}" if index else request_id

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from evenflow.core.events import RequestEvent
-from evenflow.engine.engine import completion_id
+from evenflow.engine.completions import completion_id
 from evenflow.engine.explain import Explanation, explain
 from evenflow.engine.outputs import Delta, RequestMetrics
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from evenflow.core.ids import TenantId
 from evenflow.core.slo import Slo
-from evenflow.engine.engine import completion_id
+from evenflow.engine.completions import completion_id
 from evenflow.engine.explain_store import ExplainStore
 from evenflow.engine.outputs import Delta
 from evenflow.engine.process.messages import AddRequest, StepOutput

@@ -19,6 +19,7 @@ from evenflow.execution.torch.kv_store import KVStore
 from evenflow.models.spec import ModelSpec, MoeSpec
 from evenflow.models.weights.dummy import DummyWeights
 from evenflow.models.weights.placed import PlacedWeights
+from support.kernel_sets import kernel_set
 
 SPEC = ModelSpec(
     architecture="qwen2",
@@ -46,7 +47,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Choose:
     monkeypatch.setattr(backends, "cpu_kernels", lambda *_, **__: portable_kernels())
 
     def choose(machine: Machine, spec: ModelSpec = SPEC, **settings: Any) -> Backend:
-        return choose_backend(load_config(settings, environ={}).config, spec, machine)
+        return choose_backend(load_config(settings, environ={}).config, spec, machine=machine)
 
     return choose
 
@@ -59,6 +60,30 @@ def test_auto_computes_in_float32_on_the_cpu_without_a_gpu(choose: Choose) -> No
     assert not backend.starts_ahead
     assert not backend.records_decode
     assert not backend.is_pinned
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_quantised", "linear", "kv_dtype"),
+    [
+        ({}, True, "w4a8", torch.bfloat16),
+        ({}, False, "exact", torch.float32),
+        ({"linear": "w8a8"}, False, "w8a8", torch.bfloat16),
+        ({"linear": "exact"}, True, "exact", torch.float32),
+        ({"kv_cache_dtype": "fp32"}, True, "w4a8", torch.float32),
+        ({"linear": "exact", "kv_cache_dtype": "bf16"}, True, "exact", torch.bfloat16),
+        ({"attention_backend": "reference"}, True, "w4a8", torch.float32),
+    ],
+)
+def test_keys_and_values_are_rounded_on_the_cpu_where_activations_are(
+    settings: dict[str, str], is_quantised: bool, linear: str, kv_dtype: torch.dtype
+) -> None:
+    kernels = kernel_set("native-portable")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "cpu_kernels", lambda *_, **__: kernels)
+        config = load_config(settings, environ={}).config
+        backend = choose_backend(config, SPEC, is_quantised=is_quantised, machine=BARE)
+    assert (backend.linear, backend.kv_dtype) == (linear, kv_dtype)
+    assert backend.records_decode
 
 
 def test_auto_takes_the_gpu_and_all_that_makes_it_fast(choose: Choose) -> None:
@@ -151,7 +176,7 @@ def test_cpu_backend_builds_the_kernels_of_the_cpu(choose: Choose) -> None:
     assert isinstance(backend.ops(), CpuOps)
     assert isinstance(backend.attention(store), CpuPagedAttention)
     assert backend.place(weights) is weights
-    assert not backend.has_native_kernels
+    assert backend.linear == "exact"
     reference = choose(BARE, attention_backend="reference")
     assert isinstance(reference.attention(store), ReferenceAttention)
 

