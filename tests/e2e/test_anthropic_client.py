@@ -13,12 +13,13 @@ from support.served_model import MAX_MODEL_LEN, get_json
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 MODEL = "smollm2"
+NUM_TOKENS = 6
 SYSTEM = "You are terse."
 QUESTION: list[Any] = [{"role": "user", "content": "Name three colours."}]
 GREEDY: dict[str, Any] = {
     "model": MODEL,
     "messages": QUESTION,
-    "max_tokens": 12,
+    "max_tokens": NUM_TOKENS,
     "extra_body": {"temperature": 0},  # newer clients have no argument for it
 }
 TOOLS: list[Any] = [
@@ -47,10 +48,10 @@ def test_stream_equals_whole_message_equals_lone_run(client: anthropic.Anthropic
         last = stream.get_final_message()
     model = LLM(MODEL, num_blocks_override=256, max_model_len=MAX_MODEL_LEN)
     conversation = [{"role": "system", "content": SYSTEM}, *QUESTION]
-    [alone] = model.chat([conversation], SamplingParams(temperature=0, max_tokens=12))
+    [alone] = model.chat([conversation], SamplingParams(temperature=0, max_tokens=NUM_TOKENS))
     assert whole.content[0].text == text == last.content[0].text == alone.outputs[0].text
     assert whole.stop_reason == last.stop_reason == "max_tokens"
-    assert whole.usage.output_tokens == last.usage.output_tokens == 12
+    assert whole.usage.output_tokens == last.usage.output_tokens == NUM_TOKENS
     for usage in (whole.usage, last.usage):
         num_prompt_tokens = usage.input_tokens + usage.cache_read_input_tokens
         assert num_prompt_tokens == len(alone.prompt_token_ids)

@@ -217,7 +217,7 @@ def test_seeds_make_sampled_tokens_reproducible(smollm2: LLM) -> None:
 
 def test_start_refuses_too_little_kv_memory_with_the_number_that_would_do() -> None:
     with pytest.raises(KVMemoryError) as caught:
-        LLM("smollm2", max_model_len=2048, kv_cache_memory="8MiB")
+        LLM("smollm2", max_model_len=2048, kv_cache_memory="8MiB", kv_cache_dtype="fp32")
     needed = 2048 * 30 * 2 * 3 * 64 * 4  # tokens x layers x K and V x heads x entries x bytes
     assert f"{needed} bytes" in caught.value.why
     assert f"--kv-cache-memory to at least {needed // 2**20}MiB" in caught.value.fix

@@ -40,6 +40,9 @@ _MIN_OCCUPANCY = 0.5
 """Share of the device's blocks that hold something when blocks begin to be written back. Before,
 nobody has to leave soon: copies would take time, and as much memory again, for nothing."""
 
+_STALL_CAUSES = ("swap_in", "swap_out", "conflict")
+"""What a step may wait for: KV to arrive, KV to be gone, or copies of blocks that it writes into."""
+
 _MAX_SLOWDOWN = 0.5
 """Moving blocks ahead of need moves some that need not have moved; where copying slows the steps by
 more than this share of its time, that is not worth it."""
@@ -56,6 +59,7 @@ class Swapper(Switcher):
 
     def __init__(self, kv: KVCacheManager, copies: RequestCopies, options: SwitchOptions) -> None:
         super().__init__(kv, options)
+        self.stall_s = dict.fromkeys(_STALL_CAUSES, 0.0)
         self._copies = copies
         self._residency = copies.residency
         self._prefetcher = kv.prefetcher if options.prefetch else None

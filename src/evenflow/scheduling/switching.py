@@ -10,7 +10,6 @@ Does not know: ranks and queues; who leaves and who comes back.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -77,7 +76,7 @@ class Switcher:
         options: how.
         costs: what is known of times.
         budget: what ousting by rank may cost.
-        stall_s: seconds for which steps had to wait, by cause: "swap_in", "swap_out", "conflict".
+        stall_s: seconds for which steps had to wait, by every cause that there can be.
         num_conflicts: tickets that a step had to wait for because it wrote into their blocks.
     """
 
@@ -85,7 +84,7 @@ class Switcher:
         self.options = options
         self.costs = SwitchCosts()
         self.budget = SwitchBudget(options.max_share)
-        self.stall_s: defaultdict[str, float] = defaultdict(float)
+        self.stall_s: dict[str, float] = {}
         self.num_conflicts = 0
         self._kv = kv
 

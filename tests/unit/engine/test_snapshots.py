@@ -97,7 +97,7 @@ def test_snapshots_tell_who_is_off_the_device_and_what_was_moved() -> None:
     taker = SnapshotTaker(engine, clock)
     switching = taker.take().switching
     assert (switching.num_swapped, switching.num_arriving) == (1, 0)
-    assert switching.stall_s == {"swap_out": 4 * HOST_BLOCK_S}
+    assert switching.stall_s == {"swap_in": 0, "swap_out": 4 * HOST_BLOCK_S, "conflict": 0}
     assert switching.tiers == [TierUse("host", 64, 4), TierUse("disk", 64, 4)]
     assert switching.links[0] == LinkUse(
         "device_to_host", 4 * BYTES_PER_BLOCK, 1, 4 * HOST_BLOCK_S, 0
