@@ -8,7 +8,10 @@ INSTALLED := $(VENV)/.installed
 KERNELS := setup.py $(wildcard src/evenflow/execution/kernels/native/build.py src/evenflow/execution/kernels/native/source/*)
 BENCHMARKS := $(wildcard benchmarks/[a-z]*.py)
 
-# Tests run beside other work: let waiting OpenMP threads sleep soon instead of holding a core.
+# Tests run beside each other, a file at a time: one thread for each of them, and those who wait for
+# others sleep soon instead of holding a core.
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test check: export OMP_NUM_THREADS ?= 1
 test check: export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: help setup demo test lint check bench docs format clean
@@ -32,7 +35,7 @@ demo: setup ## eight chats at once through a small real model
 	@$(BIN)/python examples/demo.py
 
 test: setup ## all tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: setup ## format, lint, types, imports, spelling, generated docs
 	$(BIN)/ruff format --check .
@@ -44,7 +47,7 @@ lint: setup ## format, lint, types, imports, spelling, generated docs
 	$(BIN)/python docs/generate.py --check
 
 check: lint ## all that `lint` does, and the fast tests
-	$(BIN)/pytest -m "not slow and not model and not browser and not prometheus"
+	$(PYTEST) -m "not slow and not model and not browser and not prometheus"
 
 bench: setup ## every benchmark, in its short form
 	@set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark --quick; done

@@ -41,7 +41,7 @@ _MIN_OCCUPANCY = 0.5
 nobody has to leave soon: copies would take time, and as much memory again, for nothing."""
 
 _STALL_CAUSES = ("swap_in", "swap_out", "conflict")
-"""What a step may wait for: KV to arrive, KV to be gone, or copies of blocks that it writes into."""
+"""What a step may wait for: KV to arrive, KV to be gone, or a copy of blocks it writes into."""
 
 _MAX_SLOWDOWN = 0.5
 """Moving blocks ahead of need moves some that need not have moved; where copying slows the steps by

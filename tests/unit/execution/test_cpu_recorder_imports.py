@@ -5,8 +5,9 @@ import sys
 
 _RECORD = """
 import sys, torch
-from evenflow.execution.kernels.cpu_recorder import _OnlyKernels, _Pool
-with torch.inference_mode(), _OnlyKernels(_Pool()):
+from evenflow.execution.kernels.cpu_recorder import _OnlyKernels
+from evenflow.execution.torch.huge_pages import Pool
+with torch.inference_mode(), _OnlyKernels(Pool()):
     assert torch.empty(2, 3).view(6).shape == (6,)
 print("torch._dynamo" in sys.modules)
 """

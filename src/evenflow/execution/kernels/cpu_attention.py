@@ -149,7 +149,7 @@ class CpuPagedAttention:
         window: int | None,
         lse: torch.Tensor | None,
     ) -> torch.Tensor:
-        out = torch.empty(q.shape)
+        out = self._team.empty(*q.shape)
         num_kv_heads = self.store.num_kv_heads
         group_size = q.shape[1] // num_kv_heads
         plan = self._plan(batch, group_size)

@@ -71,7 +71,7 @@ class CpuOps:
 
     def _rows(self, table: torch.Tensor, factor: float, ids: torch.Tensor) -> torch.Tensor:
         ids = ids.contiguous()
-        out = torch.empty((ids.shape[0], table.shape[1]))
+        out = self._team.empty(ids.shape[0], table.shape[1])
         arguments = self._gather.pack(
             ids.shape[0],
             table.data_ptr(),
@@ -95,7 +95,7 @@ class CpuOps:
         """Return x / sqrt(mean(x^2) + eps) * weight (see `Ops.rms_norm`)."""
         dim = x.shape[-1]
         rows = x if x.dim() == 3 else x.reshape(-1, 1, dim)
-        out = torch.empty(x.shape)
+        out = self._team.empty(*x.shape)
         num_rows, num_groups = rows.shape[0], rows.shape[1]
         row_bytes, group_bytes = 4 * rows.stride(0), 4 * rows.stride(1)
         arguments = self._norm.pack(
@@ -116,7 +116,7 @@ class CpuOps:
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
         """Add x into `residual` and return the norm of the sum (see `Ops.add_rms_norm`)."""
-        out = torch.empty(x.shape)
+        out = self._team.empty(*x.shape)
         arguments = self._add_norm.pack(
             x.shape[0],
             x.data_ptr(),
@@ -151,7 +151,7 @@ class CpuOps:
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """Return activation(gate) * up (see `Ops.gated`)."""
         num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        out = torch.empty((num_rows, width))
+        out = self._team.empty(num_rows, width)
         arguments = self._gate.pack(
             num_rows,
             gate_up.data_ptr(),

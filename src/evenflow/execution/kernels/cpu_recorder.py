@@ -11,10 +11,7 @@ Does not know: what is computed.
 
 from __future__ import annotations
 
-import weakref
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from evenflow.execution.kernels.jobs import REPLAY_LAYOUT, ReplayJob
 from evenflow.execution.kernels.parallel import Arguments, Kernel, Recording, ThreadTeam
 from evenflow.execution.torch.decode_recordings import NotRecordableError, Replay
-from evenflow.execution.torch.huge_pages import Arena
+from evenflow.execution.torch.huge_pages import Pool
 
 _CACHE_LINE = 64
 _CONSTANTS = frozenset({torch.ops.aten.zeros.default, torch.ops.aten.detach_.default})
@@ -41,7 +38,7 @@ class CpuRecorder:
     def __init__(self, team: ThreadTeam, replay: Kernel) -> None:
         self._team = team
         self._kernel = replay
-        self._pool = _Pool()
+        self._pool = Pool()
 
     def __call__(self, run: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
         """Run a function and record the kernels that it runs (see `Recorder`)."""
@@ -72,7 +69,7 @@ class _Replay:
 class _OnlyKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Takes new tensors from a pool, and refuses what computes."""
 
-    def __init__(self, pool: _Pool) -> None:
+    def __init__(self, pool: Pool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._pool = pool
 
@@ -97,24 +94,6 @@ class _OnlyKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not is_view and func not in _CONSTANTS:
             raise NotRecordableError(f"{func} computes, and is none of our kernels")
         return result
-
-
-class _Pool:
-    """Memory for tensors; what no tensor uses any more is handed out again."""
-
-    def __init__(self) -> None:
-        self._arena = Arena()
-        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
-
-    def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return an uninitialised tensor."""
-        num_bytes = prod(shape) * dtype.itemsize
-        size = max(_CACHE_LINE, 1 << (num_bytes - 1).bit_length())  # few sizes, so that many fit
-        free = self._free[size]
-        block = free.pop() if free else self._arena.take(size).numpy()
-        lease = block[:num_bytes]  # every tensor that shares the memory keeps this object alive
-        weakref.finalize(lease, free.append, block).atexit = False
-        return torch.from_numpy(lease).view(dtype).view(shape)
 
 
 def _side_by_side(pieces: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:

@@ -1,4 +1,4 @@
-"""Runs kernels on the very threads that torch computes with.
+"""Runs kernels on the very threads that torch computes with, into memory that is used again.
 
 Two OpenMP runtimes in one process fight for the cores: each keeps its idle threads spinning while
 the other works. Kernels therefore run through `GOMP_parallel` of the runtime torch has loaded;
@@ -9,7 +9,7 @@ that of 8-byte words of which the first two are counters: threads take task numb
 until they run out, and their own number from word 1. So the work balances itself, and no thread
 needs to know how many there are.
 
-Knows: threads, addresses.
+Knows: threads, addresses, memory.
 Does not know: what kernels compute.
 """
 
@@ -22,10 +22,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
 import torch
+
+from evenflow.execution.torch.huge_pages import Pool
+
+_LARGE = 1 << 14  # floats; below, the C library has memory at hand
 
 NEXT_TASK = 0
 NEXT_THREAD = 1
@@ -67,7 +72,14 @@ class ThreadTeam:
     def __init__(self) -> None:
         self._parallel = _openmp_parallel()
         self._pool: ThreadPoolExecutor | None = None
+        self._memory = Pool()
         self._recording: Recording | None = None
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        """Return an uninitialised fp32 tensor for what a kernel computes."""
+        if self._recording is None and prod(shape) >= _LARGE:
+            return self._memory.take(shape, torch.float32)
+        return torch.empty(shape)
 
     def size(self, *, serial: bool = False) -> int:
         """Return how many threads `run` asks for."""

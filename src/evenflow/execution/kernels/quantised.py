@@ -191,7 +191,7 @@ class PackedLinear:
         if entry_stride != 1:
             x = x.contiguous()
             row_stride = self.in_features
-        out = torch.empty(num_rows, self.out_features)
+        out = self._workspace.team.empty(num_rows, self.out_features)
         workspace = self._workspace
         serial = num_rows * self._weight_bytes < _SERIAL_BELOW
         num_threads = workspace.team.size(serial=serial)
@@ -214,7 +214,7 @@ class PackedLinear:
         """
         (weight,) = self.weights
         ids = ids.contiguous()
-        out = torch.empty((ids.shape[0], weight.in_features))
+        out = self._workspace.team.empty(ids.shape[0], weight.in_features)
         job = EmbedJob(
             type=weight.type,
             num_ids=ids.shape[0],

@@ -13,7 +13,12 @@ import contextlib
 import ctypes
 import mmap
 import sys
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from math import prod
 
+import numpy as np
 import torch
 
 _SLAB_BYTES = 1 << 26
@@ -66,3 +71,25 @@ class Arena:
         start = self._used
         self._used += num_bytes + -num_bytes % _CACHE_LINE
         return self._slab[start : start + num_bytes]
+
+
+class Pool:
+    """Memory for tensors that come and go; what none of them uses any more is handed out again.
+
+    The system hands out large memory page by page, each one cleared, at its first use after every
+    allocation: with 32 requests that took a tenth of the time of a step.
+    """
+
+    def __init__(self) -> None:
+        self._arena = Arena()
+        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return an uninitialised tensor."""
+        num_bytes = prod(shape) * dtype.itemsize
+        size = max(_CACHE_LINE, 1 << (num_bytes - 1).bit_length())  # few sizes, so that many fit
+        free = self._free[size]
+        block = free.pop() if free else self._arena.take(size).numpy()
+        lease = block[:num_bytes]  # every tensor that shares the memory keeps this object alive
+        weakref.finalize(lease, free.append, block).atexit = False
+        return torch.from_numpy(lease).view(dtype).view(shape)

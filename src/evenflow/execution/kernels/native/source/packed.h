@@ -74,6 +74,9 @@ struct Tile {
     Byte* start;
     int64_t num_groups;
 
+    // Return a tile that lies behind this one.
+    Tile behind(int64_t bytes) const { return {start + bytes, num_groups}; }
+
     Byte* codes(int64_t group) const { return start + group * T::CODE_BYTES; }
     Byte* scales(int64_t group) const {
         return codes(num_groups) + group * T::SCALE_BYTES;
