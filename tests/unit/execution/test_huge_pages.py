@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenflow.execution.torch.huge_pages import drop_pages
+from evenflow.execution.torch.huge_pages import Pool, drop_pages
 
 SMAPS = Path("/proc/self/smaps")
 NUM_PAGES = 64
@@ -58,3 +58,24 @@ def test_drop_pages_leaves_a_view_without_a_whole_page(
     drop_pages(mapped[1 : 2 * mmap.PAGESIZE - 1])
     drop_pages(mapped[5:5])
     assert torch.equal(mapped, torch.full_like(mapped, 7))
+
+
+def test_pool_hands_out_again_what_no_tensor_uses() -> None:
+    pool = Pool()
+    first = pool.take((3, 50), torch.float32)
+    place, view = first.data_ptr(), first.view(2, -1)[1]
+    del first
+    assert pool.take((150,), torch.float32).data_ptr() != place  # the view is still there
+    del view
+    again = pool.take((2, 100), torch.float32)  # of another shape and about as large
+    assert again.data_ptr() == place
+    assert again.shape == (2, 100)
+
+
+def test_pool_aligns_and_separates_tensors_of_all_sizes() -> None:
+    pool = Pool()
+    tensors = [pool.take((size,), torch.uint8) for size in (0, 1, 63, 64, 65, 5000, 70_000) * 2]
+    assert not any(tensor.data_ptr() % 64 for tensor in tensors)
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    assert all((tensor == number).all() for number, tensor in enumerate(tensors))

@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import mmap
 import sys
-import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from math import prod
@@ -23,6 +22,13 @@ import torch
 
 _SLAB_BYTES = 1 << 26
 _CACHE_LINE = 64
+_UNUSED = 3  # references to a block: of the pool, of the loop, of the one who counts them
+_NUMPY_TYPES = {
+    torch.float32: np.float32,
+    torch.uint8: np.uint8,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+}
 
 
 def reserve(num_bytes: int) -> torch.Tensor:
@@ -82,14 +88,18 @@ class Pool:
 
     def __init__(self) -> None:
         self._arena = Arena()
-        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._blocks: dict[int, list[np.ndarray]] = defaultdict(list)
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised tensor."""
         num_bytes = prod(shape) * dtype.itemsize
         size = max(_CACHE_LINE, 1 << (num_bytes - 1).bit_length())  # few sizes, so that many fit
-        free = self._free[size]
-        block = free.pop() if free else self._arena.take(size).numpy()
-        lease = block[:num_bytes]  # every tensor that shares the memory keeps this object alive
-        weakref.finalize(lease, free.append, block).atexit = False
-        return torch.from_numpy(lease).view(dtype).view(shape)
+        blocks = self._blocks[size]
+        for block in blocks:
+            if sys.getrefcount(block) == _UNUSED:
+                break
+        else:
+            block = self._arena.take(size).numpy()
+            blocks.append(block)
+        # All tensors that share the memory keep this array alive, and it refers to the block.
+        return torch.from_numpy(np.ndarray(shape, _NUMPY_TYPES[dtype], block.data))
