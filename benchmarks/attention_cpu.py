@@ -10,7 +10,7 @@ Each way attends over the same requests with its own KV memory of several layers
 - `gathered`: the same over keys and values gathered from scattered blocks first;
 - `read`: torch sums as many contiguous bytes as there are fp32 keys and values: what memory gives.
 
-All of them run in turn, round after round. Times are medians.
+All of them run in turn, in another order in each round. Times are medians.
 
 The last line of stdout is JSON:
 
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import time
@@ -210,14 +211,14 @@ def measure(ways: dict[str, Way], seconds: float) -> dict[str, float]:
     for way in ways.values():
         way(0)
     begin = time.perf_counter()
-    order, layer = list(ways), 0
+    order, layer, turns = list(ways), 0, random.Random(0)
     while time.perf_counter() - begin < seconds:
         layer = (layer + 1) % NUM_LAYERS
         for name in order:
             start = time.perf_counter()
             ways[name](layer)
             times[name].append(time.perf_counter() - start)
-        order.append(order.pop(0))  # what ran before leaves the caches and threads in some state
+        turns.shuffle(order)  # what ran before leaves the caches and threads in some state
     return {name: statistics.median(found) * 1e6 for name, found in times.items()}
 
 
