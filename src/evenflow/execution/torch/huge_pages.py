@@ -82,8 +82,8 @@ class Arena:
 class Pool:
     """Memory for tensors that come and go; what none of them uses any more is handed out again.
 
-    The system hands out large memory page by page, each one cleared, at its first use after every
-    allocation: with 32 requests that took a tenth of the time of a step.
+    What is large the system hands out page by page, each one cleared at its first use after every
+    allocation. Large results of every step would spend much of their time on that.
     """
 
     def __init__(self) -> None:
