@@ -251,20 +251,13 @@ inline Vec load_offset(Tile<T, const uint8_t> tile, int64_t group, int part) {
     return load_halves(tile.block(group) + 2 * channel) * load_bytes<uint8_t>(scales + channel);
 }
 
-// What tiles are multiplied into, and where others are.
+// What is multiplied into, and where tiles are. Read only: a copy that has just been written would
+// have to be waited for.
 struct Columns {
-    float* out;  // the panel's first row, the tile's first channel
     int64_t row_floats, count;
-    const float* bias;  // the tile's first channel's, or null
+    const float* bias;  // the first channel's, or null
     int64_t tile_bytes;
     const uint8_t* last_tile;
-
-    // Go on to the channels of the next tiles.
-    void advance(int tiles) {
-        out += tiles * CHANNELS;
-        count -= tiles * CHANNELS;
-        if (bias != nullptr) bias += tiles * CHANNELS;
-    }
 };
 
 // Ask for a group's share of the tile that comes next. Without, few rows would wait for memory most
@@ -313,25 +306,30 @@ inline void multiply(
     }
 }
 
-// Multiply a patch. Inlined, its loops would have to share registers with others.
+// Multiply a patch, into `out`: its panel's first row and its first tile's first channel, which is
+// number `channel` of the columns. Inlined, its loops would have to share registers with others.
 template <class T, int rows, int tiles, int height>
 __attribute__((noinline)) void multiply_and_store(
-    Tile<T, const uint8_t> tile, Patch<rows, tiles, height> patch, Columns columns
+    Tile<T, const uint8_t> tile, Patch<rows, tiles, height> patch, const Columns& columns,
+    float* out, int64_t channel
 ) {
     const uint8_t* next_tile = tile.start + tiles * columns.tile_bytes;
     if (next_tile > columns.last_tile) next_tile = tile.start;
-    for (int part = 0; part < PARTS && columns.count > part * LANES; ++part) {
+    const int64_t num_left = columns.count - channel;
+    for (int part = 0; part < PARTS && num_left > part * LANES; ++part) {
         Vec totals[tiles][rows] = {};
         multiply(tile, part, patch, totals, columns.tile_bytes, next_tile);
         for (int t = 0; t < tiles; ++t) {
-            const int64_t first = t * CHANNELS + part * LANES, count = columns.count - first;
+            const int64_t first = t * CHANNELS + part * LANES, count = num_left - first;
             const bool whole = count >= LANES;
             Vec bias = {};
-            if (columns.bias != nullptr)
-                bias = whole ? load(columns.bias + first) : load(columns.bias + first, count);
+            if (columns.bias != nullptr) {
+                const float* from = columns.bias + channel + first;
+                bias = whole ? load(from) : load(from, count);
+            }
 #pragma GCC unroll 8
             for (int r = 0; r < rows; ++r) {
-                float* to = columns.out + (patch.first_row + r) * columns.row_floats + first;
+                float* to = out + (patch.first_row + r) * columns.row_floats + first;
                 whole ? store(to, totals[t][r] + bias) : store(to, totals[t][r] + bias, count);
             }
         }
