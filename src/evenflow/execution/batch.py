@@ -40,6 +40,17 @@ class ForwardBatch:
         """Requests in the step."""
         return self.context_lens.shape[0]
 
+    def first(self, count: int) -> ForwardBatch:
+        """Return the first requests of a batch in which each has one token; a view."""
+        return ForwardBatch(
+            self.token_ids[:count],
+            self.positions[:count],
+            self.slot_mapping[:count],
+            self.query_starts[: count + 1],
+            self.context_lens[:count],
+            self.block_tables[:count],
+        )
+
     def to(self, place: Callable[[torch.Tensor], torch.Tensor]) -> ForwardBatch:
         """Return the same batch with every tensor where `place` puts it."""
         return ForwardBatch(

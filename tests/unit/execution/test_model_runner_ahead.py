@@ -81,16 +81,8 @@ class PaddedAttention:
         assert (batch.slot_mapping[count:] == -1).all()
         out = torch.zeros(q.shape)
         if count:
-            rows = ForwardBatch(
-                batch.token_ids[:count],
-                batch.positions[:count],
-                batch.slot_mapping[:count],
-                batch.query_starts[: count + 1],
-                batch.context_lens[:count],
-                batch.block_tables[:count],
-            )
             out[:count] = self._attention.attend(
-                layer, q[:count], k[:count], v[:count], rows, **options
+                layer, q[:count], k[:count], v[:count], batch.first(count), **options
             )
         return out
 

@@ -75,7 +75,7 @@ class _OnlyKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Return False: torch would import its compiler, 140 MB and two seconds, to keep it out."""
+        """Return False: torch would import its whole compiler only to keep it out."""
         return False
 
     def __torch_dispatch__(

@@ -64,7 +64,7 @@ class Recording:
 
 
 class ThreadTeam:
-    """As many threads as `torch.get_num_threads()` says at each call.
+    """As many threads as `torch.get_num_threads()` says at each call, and memory for results.
 
     To be used from one thread at a time, as an engine does.
     """

@@ -109,7 +109,7 @@ class DecodeRecordings:
         """
         count = batch.num_requests
         size = self._sizes[bisect_left(self._sizes, count)]
-        inputs = self._inputs_of(size)
+        inputs = self._inputs.first(size)
         inputs.token_ids[:count].copy_(batch.token_ids)
         inputs.positions[:count].copy_(batch.positions)
         inputs.slot_mapping[:count].copy_(batch.slot_mapping)
@@ -128,20 +128,9 @@ class DecodeRecordings:
 
     def _recording_of(self, size: int) -> tuple[Replay, torch.Tensor]:
         if size not in self._recordings:
-            self._recordings[size] = self._record(partial(self._forward, self._inputs_of(size)))
+            inputs = self._inputs.first(size)
+            self._recordings[size] = self._record(partial(self._forward, inputs))
         return self._recordings[size]
-
-    def _inputs_of(self, size: int) -> ForwardBatch:
-        """Return the buffers that the recording of a size reads."""
-        inputs = self._inputs
-        return ForwardBatch(
-            inputs.token_ids[:size],
-            inputs.positions[:size],
-            inputs.slot_mapping[:size],
-            inputs.query_starts[: size + 1],
-            inputs.context_lens[:size],
-            inputs.block_tables[:size],
-        )
 
 
 def powers_of_two(max_num_seqs: int) -> list[int]:
