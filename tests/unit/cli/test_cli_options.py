@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import click
 import pytest
@@ -10,13 +9,6 @@ from click.testing import CliRunner
 from evenflow.cli import main
 from evenflow.cli.options import config_options
 from evenflow.config import AREAS, Layer, Loaded, ModelConfig, SchedulerConfig, options_of
-
-
-@pytest.fixture(autouse=True)
-def _keep_the_log_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = logging.getLogger("evenflow")
-    for name in ("handlers", "propagate", "level"):
-        monkeypatch.setattr(root, name, getattr(root, name))
 
 
 def load_through(*arguments: str, positional: tuple[str, ...] = ()) -> tuple[Loaded, str]:

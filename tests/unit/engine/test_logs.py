@@ -3,20 +3,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from evenflow.config import LoggingConfig
 from evenflow.engine.logs import JsonFormatter, TextFormatter, configure_logging
 
-
-@pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    root = logging.getLogger("evenflow")
-    before = (root.handlers, root.propagate, root.level)
-    yield logging.getLogger("evenflow.test")
-    root.handlers, root.propagate, root.level = before
+LOGGER = logging.getLogger("evenflow.test")
 
 
 def record(**extras: object) -> logging.LogRecord:
@@ -50,22 +43,18 @@ def test_line_holds_the_traceback(formatter: logging.Formatter) -> None:
     assert "ValueError: seven" in line
 
 
-def test_configure_logs_to_stderr_from_the_level_on(
-    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_configure_logs_to_stderr_from_the_level_on(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LoggingConfig(log_level="info"))
-    logger.debug("unheard")
-    logger.info("heard")
+    LOGGER.debug("unheard")
+    LOGGER.info("heard")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "evenflow.test: heard" in captured.err
     assert "unheard" not in captured.err
 
 
-def test_configure_replaces_the_earlier_set_up(
-    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_configure_replaces_the_earlier_set_up(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LoggingConfig())
     configure_logging(LoggingConfig(log_format="json"))
-    logger.warning("once")
+    LOGGER.warning("once")
     assert json.loads(capsys.readouterr().err)["message"] == "once"
