@@ -75,80 +75,160 @@ struct RowBlock {
     }
 };
 
-// Combine all lanes of a vector.
-template <class Combine>
-inline int32_t fold(IntVec value, Combine combine) {
+typedef float FourFloats __attribute__((vector_size(16)));
+typedef int32_t FourInts __attribute__((vector_size(16)));
+
+constexpr int GROUP_VECTORS = GROUP / LANES;
+
+// What is found in one group of four rows: a row has a lane.
+struct HalfSums {
+    FourInts first, second;
+};
+
 #if defined(__AVX2__)
-    typedef int32_t Eight __attribute__((vector_size(32)));
-    typedef int32_t Four __attribute__((vector_size(16)));
+
+// Combine the four lanes of each half of four vectors: lane i of a half of the result is what was in
+// that half of vector i.
+template <class Combine>
+inline __m256i fold_halves(const __m256i (&of)[4], Combine combine) {
+    const auto pairs = [&](__m256i a, __m256i b) {
+        return combine(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    };
+    const __m256i front = pairs(of[0], of[1]), back = pairs(of[2], of[3]);
+    return combine(_mm256_unpacklo_epi64(front, back), _mm256_unpackhi_epi64(front, back));
+}
+
+inline FourInts low_half(__m256i value) {
+    return reinterpret_cast<FourInts>(_mm256_castsi256_si128(value));
+}
+
+inline FourInts high_half(__m256i value) {
+    return reinterpret_cast<FourInts>(_mm256_extracti128_si256(value, 1));
+}
+
+// Return the largest lane of each of four vectors.
+inline FourInts largest_lanes(const IntVec (&of)[4]) {
+    __m256i eights[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
 #if defined(__AVX512F__)
-    const __m512i sixteen = reinterpret_cast<__m512i>(value);
-    const Eight eight = combine(
-        reinterpret_cast<Eight>(_mm512_castsi512_si256(sixteen)),
-        reinterpret_cast<Eight>(_mm512_extracti64x4_epi64(sixteen, 1))
-    );
+        const __m512i all = reinterpret_cast<__m512i>(of[r]);
+        eights[r] = _mm256_max_epi32(
+            _mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1)
+        );
 #else
-    const Eight eight = value;
+        eights[r] = reinterpret_cast<__m256i>(of[r]);
 #endif
-    const __m256i halves = reinterpret_cast<__m256i>(eight);
-    Four four = combine(
-        reinterpret_cast<Four>(_mm256_castsi256_si128(halves)),
-        reinterpret_cast<Four>(_mm256_extracti128_si256(halves, 1))
-    );
-    const auto swapped = [&four] { return reinterpret_cast<__m128i>(four); };
-    four = combine(four, reinterpret_cast<Four>(_mm_shuffle_epi32(swapped(), 0x4e)));
-    four = combine(four, reinterpret_cast<Four>(_mm_shuffle_epi32(swapped(), 0xb1)));
-    return four[0];
+    }
+    const __m256i halves =
+        fold_halves(eights, [](__m256i a, __m256i b) { return _mm256_max_epi32(a, b); });
+    const FourInts low = low_half(halves), high = high_half(halves);
+    return low > high ? low : high;
+}
+
+// Return the low bytes of all lanes.
+inline __m256i low_bytes(const IntVec (&of)[GROUP_VECTORS]) {
+#if defined(__AVX512F__)
+    const auto bytes = [&](int i) {
+        return _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(of[i]));
+    };
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(bytes(0)), bytes(1), 1);
 #else
-    int32_t result = value[0];
-    for (int i = 1; i < LANES; ++i) result = combine(result, value[i]);
-    return result;
+    const __m256i low = _mm256_set1_epi32(255);
+    const auto part = [&](int i) {
+        return _mm256_and_si256(reinterpret_cast<__m256i>(of[i]), low);
+    };
+    const __m256i mixed = _mm256_packus_epi16(
+        _mm256_packus_epi32(part(0), part(1)), _mm256_packus_epi32(part(2), part(3))
+    );
+    return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 #endif
 }
 
-// Round one group of a row.
+// Store the low bytes of all lanes as codes, and return their sums.
+inline HalfSums store_codes(const IntVec (&of)[4][GROUP_VECTORS], int8_t* const (&to)[4]) {
+    __m256i sums[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        const __m256i codes = low_bytes(of[r]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[r]), codes);
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+        sums[r] = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+    const __m256i halves =
+        fold_halves(sums, [](__m256i a, __m256i b) { return _mm256_add_epi32(a, b); });
+    return {low_half(halves), high_half(halves)};
+}
+
+#else
+
+inline FourInts largest_lanes(const IntVec (&of)[4]) {
+    FourInts largest = {};
+    for (int r = 0; r < 4; ++r)
+        for (int i = 0; i < LANES; ++i) largest[r] = larger(largest[r], of[r][i]);
+    return largest;
+}
+
+inline HalfSums store_codes(const IntVec (&of)[4][GROUP_VECTORS], int8_t* const (&to)[4]) {
+    HalfSums sums = {};
+    for (int r = 0; r < 4; ++r)
+        for (int i = 0; i < GROUP; ++i) {
+            to[r][i] = static_cast<int8_t>(of[r][i / LANES][i % LANES]);
+            (i < GROUP / 2 ? sums.first : sums.second)[r] += to[r][i];
+        }
+    return sums;
+}
+
+#endif
+
+// Round one group of up to four rows of a panel, from `first` on.
 //
 // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits. Where an entry is
 // infinite or NaN, the scale is NaN, and so is the whole result row. A group whose largest entry is
 // below 2^-120 counts as zero, so that 127 divided by it is finite.
-template <int rows>
-inline void round_group(const float* x, Panel<rows>& panel, int row) {
-    typedef int8_t Bytes __attribute__((vector_size(LANES)));
-    constexpr int count = GROUP / LANES;
+template <int first, int rows>
+inline void round_four(const float* x, int64_t x_row_bytes, Panel<rows>& panel) {
+    constexpr int count = rows - first < 4 ? rows - first : 4;
+    constexpr int bytes = 4 * count;  // of a number for each row
     const IntVec size_bits = IntVec{} + 0x7fffffff;
-    Vec entries[count];
-    IntVec largest = {};  // as bits: they are ordered as the numbers are, with NaN above all
+    Vec entries[4][GROUP_VECTORS];
+    IntVec largest[4] = {};  // as bits: they are ordered as the numbers are, with NaN above all
+#pragma GCC unroll 4
+    for (int r = 0; r < count; ++r)
 #pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-        entries[i] = load(x + i * LANES);
-        const IntVec bits = reinterpret_cast<IntVec>(entries[i]) & size_bits;
-        largest = bits > largest ? bits : largest;
-    }
-    const int32_t peak_bits = fold(largest, [](auto a, auto b) { return a > b ? a : b; });
-    float peak;
-    std::memcpy(&peak, &peak_bits, sizeof peak);
-    const bool finite = peak_bits < 0x7f800000, zero = peak < 0x1p-120f;
+        for (int i = 0; i < GROUP_VECTORS; ++i) {
+            entries[r][i] = load(moved(x, (first + r) * x_row_bytes) + i * LANES);
+            const IntVec bits = reinterpret_cast<IntVec>(entries[r][i]) & size_bits;
+            largest[r] = bits > largest[r] ? bits : largest[r];
+        }
+    const FourInts peak_bits = largest_lanes(largest);
+    const FourFloats peak = reinterpret_cast<FourFloats>(peak_bits), none = {};
+    const FourInts is_finite = peak_bits < 0x7f800000, is_zero = peak < 0x1p-120f;
+    const FourFloats factors = is_finite & ~is_zero ? 127.0f / peak : none;
+    const FourFloats scales =
+        is_finite ? (is_zero ? none : peak / 127.0f) : none + __builtin_nanf("");
 
-    const Vec factor = splat(finite && !zero ? 127.0f / peak : 0.0f);
     const Vec rounder = splat(12582912.0f);
-    IntVec half_sums[2] = {};
+    IntVec rounded[4][GROUP_VECTORS] = {};
+    int8_t* codes[4];
+    int8_t unused[GROUP];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        codes[r] = r < count ? panel.codes[first + r] : unused;
+        if (r >= count) continue;
+        const Vec factor = splat(factors[r]);
 #pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-        const Vec entry = finite ? entries[i] : Vec{};
-        const IntVec codes =
-            reinterpret_cast<IntVec>(entry * factor + rounder) - reinterpret_cast<IntVec>(rounder);
-        const Bytes bytes = __builtin_convertvector(codes, Bytes);
-        std::memcpy(panel.codes[row] + i * LANES, &bytes, sizeof bytes);
-        half_sums[i / (count / 2)] += codes;
+        for (int i = 0; i < GROUP_VECTORS; ++i)
+            rounded[r][i] = reinterpret_cast<IntVec>(entries[r][i] * factor + rounder);
     }
-    const auto add = [](auto a, auto b) { return a + b; };
-    const int32_t first = fold(half_sums[0], add), second = fold(half_sums[1], add);
-    const float scale = !finite ? __builtin_nanf("") : zero ? 0.0f : peak / 127.0f;
-    panel.scales[row] = scale;
-    panel.scaled_sums[row] = scale * static_cast<float>(first + second);
-    panel.minus_sums[0][row] = -(first + second);
-    panel.minus_sums[1][row] = -first;
-    panel.minus_sums[2][row] = -second;
+    const HalfSums sums = store_codes(rounded, codes);
+    const FourInts minus_sums[] = {-(sums.first + sums.second), -sums.first, -sums.second};
+    const FourFloats scaled_sums =
+        scales * __builtin_convertvector(sums.first + sums.second, FourFloats);
+    std::memcpy(panel.scales + first, &scales, bytes);
+    std::memcpy(panel.scaled_sums + first, &scaled_sums, bytes);
+    for (int i = 0; i < 3; ++i)
+        std::memcpy(panel.minus_sums[i] + first, &minus_sums[i], bytes);
 }
 
 // Round the rows of a block.
@@ -156,9 +236,11 @@ inline void round_rows(const RowBlock& block, const float* x, int64_t x_row_byte
     block.each_panel([&](int64_t row, auto height) {
         auto* panel = block.panel(height, row);
         const float* rows = moved(x, (block.first_row + row) * x_row_bytes);
-        for (int64_t group = 0; group < block.num_groups; ++group)
-            for (int r = 0; r < height.rows; ++r)
-                round_group(moved(rows, r * x_row_bytes) + group * GROUP, panel[group], r);
+        for (int64_t group = 0; group < block.num_groups; ++group) {
+            round_four<0>(rows + group * GROUP, x_row_bytes, panel[group]);
+            if constexpr (height.rows > 4)
+                round_four<4>(rows + group * GROUP, x_row_bytes, panel[group]);
+        }
     });
 }
 
