@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from evenflow.core.clock import VirtualClock
@@ -140,8 +140,20 @@ def serve(
     return snapshots, ends, executor
 
 
+ONE_SEAT = {
+    "num_blocks": 60,
+    "block_size": 16,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 40,
+    "policy": "priority",
+    "enable_prefix_caching": False,
+    "max_model_len": 100,
+}
+
+
 @settings(max_examples=150, deadline=None)
 @given(arrivals, engines, st.booleans())
+@example([(0.0, 1, 5, 0, "green", 2), (0.03125, 9, 9, 0, "blue", 1)], ONE_SEAT, True)  # ousted
 def test_coasting_leaves_behind_what_single_steps_do(
     rows: list[Arrival], options: dict[str, Any], lands: bool
 ) -> None:

@@ -13,8 +13,9 @@ its next block is begun or filled and where it ends, in the very order in which 
                 --- alike ----- - single -- alike
 
 A step in which somebody starts or computes a prompt is a single one. Those who decode coast beside
-it: the scheduler gives them memory and tokens as ever, but the plan lists only the others. What a
-coast leaves behind is the same as what single steps do, block for block.
+it: the scheduler counts them, but the plan lists only the others. They land before a policy looks
+at how far they are, to say who gives up memory, and before a step that lacks memory for them. What
+a coast leaves behind is the same as what single steps do, block for block.
 
 It rests on what every policy promises: a running request that lacks one token gets it.
 """
@@ -128,11 +129,18 @@ class Coast:
     def begin_single(self) -> None:
         """A single step follows, beside which those who decode coast."""
         scheduler = self._scheduler
-        self.land()
         if scheduler.running is not self._running or not _may_coast(scheduler):
+            self.land()
             self._begin()
+        residents = scheduler.residents
+        residents.coasting = set(self._base)
+        residents.num_coasting_tokens = self.num_context_tokens - len(self._base)
+        if self._steps_within_memory(1):
+            self._run_until((self._step + 1, True), _ANY_TIME_S)  # nobody ends in it
+            residents.before_look = self._land_before_look
+        else:
+            self.land()  # the scheduler has to see who needs room
         self._advance(1)
-        scheduler.coasting = self._base.keys()
         scheduler.before_turn = self._take_turn
 
     def end_single(self, now_s: float) -> list[Request]:
@@ -140,7 +148,8 @@ class Coast:
         scheduler = self._scheduler
         self._drop_preempted()
         self._run_until((self._step + 1,), now_s)
-        scheduler.coasting = frozenset()
+        scheduler.residents.coasting = set()
+        scheduler.residents.before_look = None
         scheduler.before_turn = None
         self._running = scheduler.running
         if scheduler.num_preemptions == self._num_preemptions:
@@ -154,14 +163,18 @@ class Coast:
 
     def land(self) -> None:
         """Write everybody's tokens."""
-        for request in self._base:
-            self._write(request, self._step)
+        self._write_all(self._step)
 
     def _advance(self, num_steps: int) -> None:
         self._step += num_steps
         self.num_context_tokens += num_steps * len(self._base)
         for tenant_id, num_requests in self._num_of_tenant.items():
             self._scheduler.service.num_output_tokens[tenant_id] += num_steps * num_requests
+
+    def _land_before_look(self) -> None:
+        """A single step is being planned, and it matters how far everybody is."""
+        if self._scheduler.num_preemptions == self._num_preemptions:
+            self._write_all(self._step - 1)  # else that was done, before the first was preempted
 
     def _take_turn(self, request: Request, now_s: float) -> None:
         """In a single step it is the turn of a request that does not coast."""
@@ -176,7 +189,9 @@ class Coast:
                 self._leave(request)
                 scheduler.service.num_output_tokens[request.tenant_id] -= 1
 
-    def _run_until(self, stop: tuple[int] | tuple[int, bool, _Place], now_s: float) -> None:
+    def _run_until(
+        self, stop: tuple[int] | tuple[int, bool] | tuple[int, bool, _Place], now_s: float
+    ) -> None:
         """Do what single steps would have done by now.
 
         Args:
@@ -217,6 +232,11 @@ class Coast:
     def _take_ended(self) -> list[Request]:
         ended, self._ended = self._ended, []
         return ended
+
+    def _write_all(self, step: int) -> None:
+        """Give everybody their tokens up to those of a step."""
+        for request in self._base:
+            self._write(request, step)
 
     def _write(self, request: Request, step: int) -> None:
         """Give a request its tokens up to those of a step."""

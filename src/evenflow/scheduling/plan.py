@@ -28,6 +28,7 @@ class StepPlan:
         copies: (source, destination) blocks to copy before anything is computed.
         started: requests that run for the first time from this step on.
         coasting: requests that compute one token each beside those listed.
+        num_coasting_tokens: tokens of theirs that have KV before the step, summed.
         follows: the step starts before the one before it has been taken in, and each request
             computes the token that it samples there, whatever that will be.
     """
@@ -38,6 +39,7 @@ class StepPlan:
     copies: list[tuple[BlockId, BlockId]] = field(default_factory=list)
     started: list[RequestId] = field(default_factory=list)
     coasting: Set[Request] = frozenset()
+    num_coasting_tokens: int = 0
     follows: bool = False
 
     @property

@@ -24,12 +24,12 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.events import EventKind, WaitReason
 from evenflow.core.ids import BlockId, RequestId, TenantId
-from evenflow.core.request import Request
+from evenflow.core.request import Request, RequestView
 from evenflow.core.status import RequestStatus
 from evenflow.core.wording import counted
 from evenflow.memory.kv_cache_manager import KVCacheManager
@@ -59,6 +59,11 @@ class Residents:
         seats: how many of each tenant are here.
         num_preemptions: preemptions so far.
         preemption_counts: the same by (mode, reason, tenant).
+        coasting: running requests that decode, and which plans do not list because a `Coast` takes
+            in their tokens; empty but while it has a step taken.
+        num_coasting_tokens: tokens of theirs that have KV, summed.
+        before_look: called before it matters how far each of them is, which nobody knows until it
+            lands.
     """
 
     def __init__(
@@ -76,6 +81,9 @@ class Residents:
         self.seats = seats
         self.num_preemptions = 0
         self.preemption_counts: Counter[tuple[str, str, TenantId]] = Counter()
+        self.coasting: set[Request] = set()
+        self.num_coasting_tokens = 0
+        self.before_look: Callable[[], None] | None = None
         self._policy = policy
         self._kv = kv
         self._requests = requests
@@ -158,6 +166,9 @@ class Residents:
         self, request: Request, view: SchedulingView, reason: WaitReason, cause: str
     ) -> Departure:
         """Have a running request give up its memory and queue again."""
+        if request in self.coasting:
+            self.coasting.remove(request)
+            self.num_coasting_tokens -= request.num_computed_tokens
         departure = self._switcher.leave(request)
         self._account.swap(request, departure.num_bytes)
         self.remove(request)
@@ -277,7 +288,7 @@ class Residents:
         """Free some memory: shared prompts of requests that do not run yet, else a victim."""
         if self.take_back_prompt():
             return
-        victim = self._requests[self._policy.victims(self.running)[0].request_id]
+        victim = self._requests[self._victims()[0].request_id]
         cause = f"{request.request_id} needed a block and none was free or evictable"
         self.preempt(victim, view, WaitReason.MEMORY, cause)
 
@@ -287,7 +298,7 @@ class Residents:
         num_needed = self._kv.blocks_needed(candidate, candidate.num_tokens)
         num_available = self._kv.num_available_blocks
         victims: list[Request] = []
-        for resident in self._policy.victims(self.running):
+        for resident in self._victims():
             if not self._policy.displaces(candidate, resident, view):
                 break
             victim = self._requests[resident.request_id]
@@ -300,6 +311,12 @@ class Residents:
             if num_left == 0 or self._policy.admit(candidate, memory):
                 return victims
         return []
+
+    def _victims(self) -> Sequence[RequestView]:
+        """Return who gives up memory, first victim first."""
+        if self.before_look is not None:
+            self.before_look()
+        return self._policy.victims(self.running)
 
     def _send_for(self, request: Request, num_cached: int, now_s: float) -> None:
         """A request has memory, into which its KV is being loaded."""

@@ -16,7 +16,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 
 from evenflow.core.errors import DuplicateRequestError, IntegrityError
 from evenflow.core.events import EventKind, RequestEvent, WaitReason
@@ -73,8 +73,6 @@ class Scheduler:
         counters: what that counts for, per weight; see `fairness.counters`.
         before_free: called with each request that has ended, just before what it holds is freed,
             and with the time.
-        coasting: running requests that decode, and which plans do not list because a `Coast` takes
-            in their tokens; empty but while it has a step taken.
         before_turn: called with each request that a plan lists, just before `update` takes in its
             part, and with the time.
     """
@@ -108,7 +106,6 @@ class Scheduler:
         self._door = Door(self.waiting, self._siblings, self._waits, self.residents, max_num_seqs)
         self.plan = NO_WORK
         self.before_free: Callable[[Request, float], None] | None = None
-        self.coasting: Set[Request] = frozenset()
         self.before_turn: Callable[[Request, float], None] | None = None
         self._planned_s = 0.0
 
@@ -299,18 +296,13 @@ class Scheduler:
         requests = list(self.running)
         counts = self.policy.compose(requests, self.max_num_batched_tokens)
         check_composition(requests, counts, self.max_num_batched_tokens)
-        # Some may have been preempted just now, and even have been admitted again.
-        coasting = self.coasting and {
-            r
-            for r in self.coasting & set(requests)
-            if len(r.token_ids) > r.num_tokens_when_admitted
-        }
+        coasting, num_coasting_tokens = self.residents.coasting, self.residents.num_coasting_tokens
         if coasting or 0 in counts:
             requests, counts = leave_out(coasting, requests, counts)
         table = self.kv.table
         tables = [table(r.request_id) for r in requests]
         started = self.residents.take_started()
-        return StepPlan(requests, counts, tables, copies, started, coasting)
+        return StepPlan(requests, counts, tables, copies, started, coasting, num_coasting_tokens)
 
     def _note_caught_up(self, request: Request, num_tokens: int, now_s: float) -> None:
         """All tokens of a request that started or resumed are computed, the last few just now."""

@@ -46,7 +46,7 @@ def shape_of(plan: StepPlan) -> StepShape:
     """Return the shape of a plan that has not been carried out yet."""
     chunks = []
     num_decodes = len(plan.coasting)
-    num_before = sum([request.num_computed_tokens for request in plan.coasting])
+    num_before = plan.num_coasting_tokens
     for request, count in zip(plan.requests, plan.num_new_tokens, strict=True):
         before = request.num_computed_tokens
         if count == 1 and before >= request.num_prompt_tokens:
