@@ -38,6 +38,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from evenflow.execution.attention import Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_kernels import CpuKernels, portable_kernels
@@ -134,6 +135,9 @@ class Scene:
         )
         self.q = torch.randn(num_tokens, num_heads, head_dim)
         self.k, self.v = torch.randn(2, num_tokens, num_kv_heads, head_dim)
+        # By no angle, since q is turned again and again.
+        cos = torch.ones(num_tokens, head_dim // 2)
+        self.rotation = Rotation(cos, torch.zeros_like(cos))
 
     def store(
         self, layout: KVLayout = "block_first", dtype: torch.dtype = torch.float32
@@ -156,7 +160,7 @@ class Scene:
         attention = CpuPagedAttention(store, kernels)
         scale = self.head_dim**-0.5
         return lambda layer: attention.attend(
-            layer, self.q, self.k, self.v, self.batch, scale=scale
+            layer, self.q, self.k, self.v, self.rotation, self.batch, scale=scale
         )
 
 

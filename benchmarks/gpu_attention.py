@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from triton.errors import TritonError
 
+from evenflow.execution.attention import Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.reference import ReferenceAttention
 from evenflow.execution.kernels.triton.attention import TritonAttention
@@ -70,10 +71,13 @@ class Step:
         num_tokens = sum(counts)
         self.q = _random(num_tokens, _HEADS, _HEAD_DIM)
         self.k, self.v = (_random(num_tokens, _KV_HEADS, _HEAD_DIM) for _ in range(2))
+        # By no angle, since q is turned again and again.
+        cos = torch.ones(num_tokens, _HEAD_DIM // 2, device=DEVICE)
+        self.rotation = Rotation(cos, torch.zeros_like(cos))
 
     def attend(self, attention: TritonAttention | ReferenceAttention) -> torch.Tensor:
         """Write the step's keys and values and attend."""
-        return attention.attend(0, self.q, self.k, self.v, self.batch, scale=_SCALE)
+        return attention.attend(0, self.q, self.k, self.v, self.rotation, self.batch, scale=_SCALE)
 
 
 def errors() -> dict[str, float]:

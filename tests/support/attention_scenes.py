@@ -7,9 +7,9 @@ from functools import cache
 
 import torch
 
-from evenflow.execution.attention import Attention
+from evenflow.execution.attention import Attention, Rotation
 from evenflow.execution.batch import ForwardBatch
-from evenflow.execution.kernels.reference import ReferenceAttention
+from evenflow.execution.kernels.reference import ReferenceAttention, rotated
 from evenflow.execution.torch.kv_store import KVLayout, KVStore
 
 NUM_LAYERS = 2
@@ -20,7 +20,8 @@ LAYER = 1
 class Case:
     """Requests as (context length, query length) and the shape of a model's attention.
 
-    The store has the dtype; what is attended with, `activations`.
+    The store has the dtype; what is attended with, `activations`. Of a head all pairs are turned,
+    unless `num_pairs` says how many.
     """
 
     requests: tuple[tuple[int, int], ...]
@@ -28,6 +29,7 @@ class Case:
     group_size: int
     head_dim: int
     block_size: int
+    num_pairs: int | None = None
     window: int | None = None
     layout: KVLayout = "block_first"
     scattered: bool = True
@@ -42,7 +44,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Scene:
-    """A store that holds the past of some requests, and the step that comes next."""
+    """A store that holds the past of some requests, and the step that comes next.
+
+    q and k are as they come out of a model, before the rotation.
+    """
 
     case: Case
     store: KVStore
@@ -50,13 +55,19 @@ class Scene:
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
+    rotation: Rotation
+
+    @property
+    def turned_q(self) -> torch.Tensor:
+        return rotated(self.q, self.rotation).to(self.q.dtype)
 
     def attend(self, attention: Attention) -> torch.Tensor:
         return attention.attend(
             LAYER,
-            self.q,
+            strided_copy(self.q),
             self.k,
             self.v,
+            self.rotation,
             self.batch,
             scale=self.case.scale,
             window=self.case.window,
@@ -67,7 +78,7 @@ class Scene:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return attention.partial(
             LAYER,
-            self.q,
+            self.turned_q,
             self.batch,
             start,
             stop,
@@ -77,16 +88,21 @@ class Scene:
 
     def exact(self, start: int = 0, stop: int = 1 << 30) -> tuple[torch.Tensor, torch.Tensor]:
         """Return output and log-sum-exp in fp64 of what the store holds and of the new tokens."""
-        self.store.write(LAYER, self.k, self.v, self.batch.slot_mapping)
+        self.write()
         return ReferenceAttention(self.store).partial(
             LAYER,
-            self.q.double(),
+            self.turned_q.double(),
             self.batch,
             start,
             stop,
             scale=self.case.scale,
             window=self.case.window,
         )
+
+    def write(self) -> None:
+        """Store the new keys, rotated, and values."""
+        keys = rotated(self.k, self.rotation)
+        self.store.write(LAYER, keys, self.v, self.batch.slot_mapping)
 
     def rows_of(self, out: torch.Tensor, request: int) -> torch.Tensor:
         """Return one request's part of an output."""
@@ -127,7 +143,8 @@ def build(case: Case, names: tuple[int, ...] | None = None) -> Scene:
         )
         _, k, v = entries.split(split_sizes(case), dim=1)
         past = context - num_new
-        store.write(LAYER, k[:past], v[:past], slot[:past].to(case.device))
+        keys = rotated(k[:past], quarter_turns(case, where[:past].to(case.device)))
+        store.write(LAYER, keys, v[:past], slot[:past].to(case.device))
         positions.append(where[past:])
         slots.append(slot[past:])
         tokens.append(entries[past:])
@@ -144,7 +161,20 @@ def build(case: Case, names: tuple[int, ...] | None = None) -> Scene:
         block_tables=tables.to(case.device),
     )
     q, k, v = torch.cat(tokens).split(split_sizes(case), dim=1)
-    return Scene(case, store, batch, q, k, v)
+    return Scene(case, store, batch, q, k, v, quarter_turns(case, batch.positions))
+
+
+def quarter_turns(case: Case, positions: torch.Tensor) -> Rotation:
+    """Return a rotation that no arithmetic rounds: each pair by a multiple of 90 degrees."""
+    num_pairs = case.head_dim // 2 if case.num_pairs is None else case.num_pairs
+    quarters = (positions[:, None] + torch.arange(num_pairs, device=positions.device)) % 4
+    cos, sin = torch.tensor([[1.0, 0, -1, 0], [0, 1, 0, -1]], device=positions.device)
+    return Rotation(cos[quarters], sin[quarters])
+
+
+def strided_copy(x: torch.Tensor) -> torch.Tensor:
+    """Return a copy that lies in memory as x does."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
 @cache

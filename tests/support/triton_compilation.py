@@ -62,7 +62,6 @@ def main(capability: int) -> None:
     x, weight = torch.randn(4, 192).to(dtype), torch.ones(192)
     ops.rms_norm(x, weight, 1e-5)
     ops.add_rms_norm(x, x.float(), weight, 1e-5)
-    ops.rotate(x.view(4, 2, 96), torch.ones(4, 48), torch.ones(4, 48))
     for activation in ("silu", "gelu_tanh"):
         ops.gated(x, activation)
     draw(torch.randn(2, 1000), Draws(torch.ones((5, 2), dtype=torch.float64)))

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from evenflow.execution.batch import ForwardBatch
+
+
+class Rotation(NamedTuple):
+    """How far the heads of a step's tokens are turned: rotary position embeddings.
+
+    Pair i is (x[i], x[i + rotary_dim / 2]) of the first `rotary_dim` entries of a head, as in
+    GPT-NeoX, not two neighbours as in RoFormer (arXiv 2104.09864). The entries behind stay.
+
+    Attributes:
+        cos: (num_tokens, rotary_dim / 2), fp32; the last dimension is contiguous.
+        sin: likewise, with the same strides.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
 
 
 class Attention(Protocol):
@@ -18,22 +33,26 @@ class Attention(Protocol):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        rotation: Rotation,
         batch: ForwardBatch,
         *,
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Store the step's keys and values, then attend to everything stored so far.
+        """Rotate the step's queries and keys, store keys and values, then attend to all stored.
 
         A token at position p sees positions `max(0, p + 1 - window)` to p of its own request.
 
         Args:
             layer: index of the layer whose KV is meant.
-            q: (num_tokens, num_heads, head_dim), already rotated; may be a strided view whose last
+            q: (num_tokens, num_heads, head_dim), rotated in place; may be a strided view whose last
                 dimension is contiguous.
-            k: (num_tokens, num_kv_heads, head_dim), already rotated; likewise.
+            k: (num_tokens, num_kv_heads, head_dim), rotated on its way into the store and left as
+                it is; likewise.
             v: (num_tokens, num_kv_heads, head_dim); likewise.
-            batch: where each token's KV goes and which blocks each request owns.
+            rotation: of q and k.
+            batch: where each token's KV goes, nowhere if its slot is negative, and which blocks
+                each request owns.
             scale: factor of the scores before the softmax.
             window: sliding window in tokens, the current one included; None sees everything.
 
@@ -54,6 +73,8 @@ class Attention(Protocol):
         window: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend only to stored positions `start` (inclusive) to `stop` (exclusive).
+
+        Here q is rotated already, as `attend` leaves it.
 
         Returns:
             out: (num_tokens, num_heads, head_dim); rows that see nothing are zero.

@@ -87,16 +87,6 @@ class Ops(Protocol):
         """
         ...
 
-    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """Rotate the pairs (x[i], x[i + d/2]) of each head in place (RoFormer, GPT-NeoX order).
-
-        Args:
-            x: (n, num_heads, head_dim), changed in place; may be a strided view.
-            cos: (n, rotary_dim / 2); only the first rotary_dim entries of a head are rotated.
-            sin: (n, rotary_dim / 2).
-        """
-        ...
-
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """Return activation(gate) * up.
 

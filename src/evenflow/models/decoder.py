@@ -16,10 +16,10 @@ from typing import TypeAlias
 
 import torch
 
-from evenflow.execution.attention import Attention
+from evenflow.execution.attention import Attention, Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.ops import Linear, Ops, Weight
-from evenflow.models.rotary import RotaryTable, Rotation
+from evenflow.models.rotary import RotaryTable
 from evenflow.models.spec import ModelSpec
 from evenflow.models.weights.source import WeightSource
 
@@ -117,15 +117,12 @@ class SelfAttention:
         num_tokens = x.shape[0]
         qkv = self._qkv(x).view(num_tokens, -1, self._head_dim)
         q, k, v = qkv.split_with_sizes(self._heads, dim=1)
-        if self._qk_norm is None:
-            # q and k heads lie side by side, so that one call turns them all in place.
-            self._ops.rotate(qkv[:, : -self._heads[2]], *rotation)
-        else:
+        if self._qk_norm is not None:
             q = self._ops.rms_norm(q, self._qk_norm[0], self._eps)
             k = self._ops.rms_norm(k, self._qk_norm[1], self._eps)
-            self._ops.rotate(q, *rotation)
-            self._ops.rotate(k, *rotation)
-        out = attention.attend(self._layer, q, k, v, batch, scale=self._scale, window=self._window)
+        out = attention.attend(
+            self._layer, q, k, v, rotation, batch, scale=self._scale, window=self._window
+        )
         return self._output(out.view(num_tokens, -1))
 
 

@@ -1,7 +1,7 @@
 """Rotary position embeddings: the angle by which each pair of a head turns at each position.
 
 Knows: the frequencies of every supported kind of rope scaling, in fp32.
-Does not know: heads, layers, how a rotation is applied (`Ops.rotate`).
+Does not know: heads, layers, how a rotation is applied (`Attention.attend`).
 
 Invariants:
     Row p of a table depends on p alone, so a token is rotated alike in every batch.
@@ -10,15 +10,12 @@ Invariants:
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import torch
 
+from evenflow.execution.attention import Rotation
 from evenflow.execution.ops import Ops
 from evenflow.models.spec import ModelSpec, RopeScaling
-
-Rotation: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines of one step's tokens, each (num_tokens, head_dim / 2)."""
 
 
 class RotaryTable:
@@ -67,7 +64,7 @@ class RotaryTable:
         Args:
             positions: (num_tokens,), int64.
         """
-        return self._cos(positions), self._sin(positions)
+        return Rotation(self._cos(positions), self._sin(positions))
 
 
 def rotary_frequencies(

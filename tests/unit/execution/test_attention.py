@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from evenflow.core.errors import ConfigError
 from evenflow.execution.attention import Attention, merge_partials
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
-from evenflow.execution.kernels.reference import ReferenceAttention
+from evenflow.execution.kernels.reference import ReferenceAttention, rotated
 from evenflow.execution.torch.kv_store import KVStore
-from support.attention_scenes import LAYER, Case, Scene, build
+from support.attention_scenes import Case, Scene, build
 from support.kernel_sets import KERNEL_SETS, kernel_set
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -31,6 +31,7 @@ CASES = {
     "odd_head_dim": Case(((70, 10), (90, 1)), 1, 2, 20, 5),
     "odder_head_dim": Case(((70, 10), (90, 1)), 2, 3, 37, 5),
     "seventy_one_heads_per_group": Case(((40, 3), (50, 1)), 1, 71, 24, 16),
+    "partly_rotated": Case(((70, 10), (90, 1)), 2, 3, 64, 16, num_pairs=12),
     "window": Case(((70, 10), (400, 60), (300, 1)), 2, 3, 64, 16, window=33),
     "window_shorter_than_a_tile": Case(((120, 70), (9, 1)), 2, 1, 16, 4, window=3),
     "window_of_one": Case(((40, 30),), 1, 1, 16, 4, window=1),
@@ -78,7 +79,8 @@ def two_threads() -> Iterator[None]:
 
 def test_reference_equals_torch_attention_when_prefilling() -> None:
     scene = build(Case(((50, 50),), 2, 3, 16, 4))
-    q, k, v = (part.transpose(0, 1).double() for part in (scene.q, scene.k, scene.v))
+    keys = rotated(scene.k, scene.rotation)
+    q, k, v = (part.transpose(0, 1).double() for part in (scene.turned_q, keys, scene.v))
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     found = scene.attend(ReferenceAttention(scene.store))
     torch.testing.assert_close(found, expected.transpose(0, 1).float())
@@ -98,10 +100,18 @@ def test_attend_stores_keys_and_values_in_their_layer_only(
     scene = build(cases["ragged"])
     expected = build(cases["ragged"])
     scene.attend(make(scene.store))
-    expected.store.write(LAYER, expected.k, expected.v, expected.batch.slot_mapping)
+    expected.write()
     torch.testing.assert_close(
         scene.store.data, expected.store.data, rtol=0, atol=0, equal_nan=True
     )
+
+
+def test_reference_does_not_store_a_token_without_a_slot() -> None:
+    scene = build(CASES["ragged"])
+    before = scene.store.data.clone()
+    scene.batch.slot_mapping.fill_(-1)
+    scene.attend(ReferenceAttention(scene.store))
+    torch.testing.assert_close(scene.store.data, before, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["ragged", "window", "wide_heads", "long", "odder_head_dim"])

@@ -41,12 +41,6 @@ def add_rms_norm(ops: Ops, n: int, dim: int) -> torch.Tensor:
     return torch.cat([out, residual], dim=1)
 
 
-def rotate(ops: Ops, n: int, dim: int) -> torch.Tensor:
-    x = rows(5, 2 * dim + 3)[:n].clone()
-    ops.rotate(x[:, 1:4], rows(dim, seed=1)[:n], rows(dim, seed=2)[:n])
-    return x
-
-
 def gated_silu(ops: Ops, n: int, dim: int) -> torch.Tensor:
     return ops.gated(10 * rows(2 * dim)[:n], "silu")
 
@@ -73,7 +67,6 @@ OPERATIONS = [
     rms_norm,
     rms_norm_of_heads,
     add_rms_norm,
-    rotate,
     gated_silu,
     gated_gelu,
 ]
@@ -138,15 +131,6 @@ def test_linear_without_onednn_gives_rows_that_do_not_depend_on_their_number(
     torch.testing.assert_close(whole, linear(TorchOps(), 130, 576), rtol=1e-5, atol=2e-5)
     for n in ROW_COUNTS:
         assert torch.equal(linear(CpuOps(), n, 576), whole[:n])
-
-
-@pytest.mark.parametrize("kernels", KERNEL_SETS)
-def test_rotate_leaves_entries_behind_the_rotary_part_alone(kernels: str) -> None:
-    x = rows(3, 16)
-    before = x.clone()
-    CpuOps(kernel_set(kernels)).rotate(x, rows(4, seed=1), rows(4, seed=2))
-    assert torch.equal(x[..., 8:], before[..., 8:])
-    assert not torch.equal(x[..., :8], before[..., :8])
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])

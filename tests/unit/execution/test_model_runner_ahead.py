@@ -13,7 +13,7 @@ from evenflow.core.clock import VirtualClock
 from evenflow.core.sampling import SamplingParams
 from evenflow.engine.engine import Engine
 from evenflow.engine.limits import ModelLimits
-from evenflow.execution.attention import Attention
+from evenflow.execution.attention import Attention, Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_ops import CpuOps
@@ -71,6 +71,7 @@ class PaddedAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        rotation: Rotation,
         batch: ForwardBatch,
         **options: Any,
     ) -> torch.Tensor:
@@ -82,7 +83,13 @@ class PaddedAttention:
         out = torch.zeros(q.shape)
         if count:
             out[:count] = self._attention.attend(
-                layer, q[:count], k[:count], v[:count], batch.first(count), **options
+                layer,
+                q[:count],
+                k[:count],
+                v[:count],
+                Rotation(rotation.cos[:count], rotation.sin[:count]),
+                batch.first(count),
+                **options,
             )
         return out
 

@@ -12,12 +12,13 @@ from support.triton_interpreter import DEVICE
 
 # isort: split
 from evenflow.core.errors import ConfigError
-from evenflow.execution.attention import merge_partials
+from evenflow.execution.attention import Rotation, merge_partials
 from evenflow.execution.batch import ForwardBatch
+from evenflow.execution.kernels.reference import rotated
 from evenflow.execution.kernels.triton.attention import TritonAttention
 from evenflow.execution.kernels.triton.tiles import Tile, Tiles, choose_tiles
 from evenflow.execution.torch.kv_store import KVStore
-from support.attention_scenes import LAYER, Case, Scene, build
+from support.attention_scenes import LAYER, Case, Scene, build, quarter_turns
 
 # The logarithm of a sum of nothing is -inf, which numpy remarks on.
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
@@ -65,6 +66,7 @@ SHAPES = {
     "head_dim_256": Case(((33, 17), (127, 1)), 1, 4, 256, 16),
     "head_dim_20": Case(((33, 17), (40, 1)), 1, 2, 20, 5),
     "wide_group": Case(((33, 3), (40, 1)), 1, 20, 64, 16),
+    "partly_rotated": Case(((33, 17), (40, 1)), 2, 3, 64, 16, num_pairs=12),
     "window": Case(((127, 60), (127, 1), (9, 1), (40, 20)), 1, 2, 64, 16, window=33),
     "window_of_one": Case(((40, 30), (33, 1)), 1, 1, 64, 16, window=1),
     "contiguous": Case(((127, 20), (127, 1)), 1, 2, 64, 16, scattered=False),
@@ -101,10 +103,31 @@ def test_triton_attend_reads_a_store_of_another_dtype_than_the_query() -> None:
 def test_triton_attend_stores_keys_and_values_in_their_layer_only(dtype: torch.dtype) -> None:
     scene, expected = (build(on_device(SHAPES["window"], dtype)) for _ in range(2))
     attend(scene)
-    expected.store.write(LAYER, expected.k, expected.v, expected.batch.slot_mapping)
+    expected.write()
     torch.testing.assert_close(
         scene.store.data, expected.store.data, rtol=0, atol=0, equal_nan=True
     )
+
+
+@pytest.mark.parametrize("num_pairs", [32, 12])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+def test_triton_attend_rotates_as_fp64_does_and_rounds_once(
+    dtype: torch.dtype, num_pairs: int
+) -> None:
+    scene = build(on_device(Case(((17, 5), (9, 1)), 2, 3, 64, 16, num_pairs=num_pairs), dtype))
+    angles = torch.randn(6, num_pairs, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    rotation = Rotation((10 * angles).cos(), (10 * angles).sin())
+    q, k = scene.q.clone(), scene.k.clone()
+    TritonAttention(scene.store, SMALL).attend(
+        LAYER, q, k, scene.v, rotation, scene.batch, scale=scene.case.scale
+    )
+    slots = scene.batch.slot_mapping
+    stored = scene.store.keys(LAYER)[slots // 16, :, slots % 16]
+    for found, before in [(q, scene.q), (stored, scene.k)]:
+        exact = rotated(before.double(), rotation)
+        allowed = (ROUNDING[dtype] + 4 * 2.0**-24) * exact.abs() + 4 * 2.0**-24 * exact.abs().max()
+        assert ((found.double() - exact).abs() <= allowed).all()
+    assert torch.equal(k, scene.k)
 
 
 @pytest.mark.parametrize("name", ["no_groups", "window", "head_dim_80"])
@@ -212,9 +235,9 @@ def test_triton_attend_leaves_padded_requests_out(tiles: Tiles) -> None:
     expected = attend(plain, tiles)
     widened = [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 2), value=5.0) for x in (wide.q, wide.k)]
     values = torch.nn.functional.pad(wide.v, (0, 0, 0, 0, 0, 2), value=5.0)
-    scene = replace(
-        wide, batch=padded(wide.batch, 4, num_blocks=9), q=widened[0], k=widened[1], v=values
-    )
+    batch = padded(wide.batch, 4, num_blocks=9)
+    rotation = quarter_turns(case, batch.positions)
+    scene = replace(wide, batch=batch, q=widened[0], k=widened[1], v=values, rotation=rotation)
     found = attend(scene, tiles)
     assert torch.equal(found[:2], expected)
     assert torch.equal(found[2:], torch.zeros_like(found[2:]))

@@ -19,7 +19,7 @@ from evenflow.core.errors import ConfigError
 from evenflow.execution.kernels.triton import flashinfer
 from evenflow.execution.kernels.triton.flashinfer import FlashInferAttention
 from evenflow.execution.torch.kv_store import KVStore
-from support.attention_scenes import LAYER, Case, Scene, build
+from support.attention_scenes import Case, Scene, build
 
 CASE = Case(
     ((33, 17), (48, 1), (16, 16)),
@@ -141,7 +141,7 @@ def test_flashinfer_partial_may_cut_a_block(library: None) -> None:
 def test_flashinfer_stores_keys_and_values(library: None) -> None:
     scene, expected = build(CASE), build(CASE)
     scene.attend(FlashInferAttention(scene.store))
-    expected.store.write(LAYER, expected.k, expected.v, expected.batch.slot_mapping)
+    expected.write()
     torch.testing.assert_close(
         scene.store.data, expected.store.data, rtol=0, atol=0, equal_nan=True
     )

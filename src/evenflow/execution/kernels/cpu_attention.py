@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from evenflow.core.errors import ConfigError
+from evenflow.execution.attention import Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.attention_job import (
     ATTENTION_LAYOUT,
@@ -21,14 +22,14 @@ from evenflow.execution.kernels.attention_job import (
     shares_splits,
 )
 from evenflow.execution.kernels.cpu_kernels import CpuKernels, portable_kernels
-from evenflow.execution.kernels.jobs import STORE_LAYOUT, StoreJob
+from evenflow.execution.kernels.jobs import ROTATE_STORE_LAYOUT, RotateStoreJob
 from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
 from evenflow.execution.torch.kv_store import KVStore
 
 _UNLIMITED = 1 << 62
 _ROWS_PER_ITEM = 64
 _SPLIT_BYTES = 65_536  # of keys; with as many of values, a split stays in the second-level cache
-_STORE_SERIAL_BELOW = 16_384  # floats to copy
+_ROTATE_STORE_SERIAL_BELOW = 16_384  # floats to turn or copy
 _SERIAL_BELOW = 1 << 18  # multiplications; under this, waking threads costs more than it gains
 
 
@@ -77,7 +78,7 @@ class CpuPagedAttention:
         self._record_bytes = record_bytes(store.head_dim)
         self._team = team or ThreadTeam()
         self._attention_words = Arguments(ATTENTION_LAYOUT)
-        self._store_words = Arguments(STORE_LAYOUT)
+        self._rotate_store_words = Arguments(ROTATE_STORE_LAYOUT)
         self._planned: tuple[ForwardBatch, _Plan] | None = None
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._records = torch.empty(0, dtype=torch.uint8)
@@ -89,13 +90,14 @@ class CpuPagedAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        rotation: Rotation,
         batch: ForwardBatch,
         *,
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Store the step's keys and values, then attend to all of them (see `Attention.attend`)."""
-        self._write(layer, k, v, batch)
+        """Rotate, store keys and values, then attend to all of them (see `Attention.attend`)."""
+        self._rotate_store(layer, q, k, v, rotation, batch)
         return self._run(layer, q, batch, 0, _UNLIMITED, scale, window, None)
 
     def partial(
@@ -113,19 +115,35 @@ class CpuPagedAttention:
         lse = torch.empty(q.shape[:2])
         return self._run(layer, q, batch, start, stop, scale, window, lse), lse
 
-    def _write(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
+    def _rotate_store(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rotation: Rotation,
+        batch: ForwardBatch,
+    ) -> None:
         keys, values = self._cache_addresses[layer]
         block_bytes, head_bytes, token_bytes = self._cache_strides
-        job = StoreJob(
-            num_tokens=k.shape[0],
+        job = RotateStoreJob(
+            num_tokens=q.shape[0],
+            num_heads=q.shape[1],
             num_kv_heads=k.shape[1],
-            head_dim=k.shape[2],
+            head_dim=q.shape[2],
+            num_pairs=rotation.cos.shape[1],
+            queries=q.data_ptr(),
+            query_token_bytes=4 * q.stride(0),
+            query_head_bytes=4 * q.stride(1),
             source_keys=k.data_ptr(),
             key_token_bytes=4 * k.stride(0),
             key_head_bytes=4 * k.stride(1),
             source_values=v.data_ptr(),
             value_token_bytes=4 * v.stride(0),
             value_head_bytes=4 * v.stride(1),
+            cos=rotation.cos.data_ptr(),
+            sin=rotation.sin.data_ptr(),
+            table_token_bytes=4 * rotation.cos.stride(0),
             slots=batch.slot_mapping.data_ptr(),
             keys=keys,
             values=values,
@@ -135,8 +153,9 @@ class CpuPagedAttention:
             block_size=self.store.block_size,
             is_bf16=self._is_bf16,
         )
-        serial = k.numel() < _STORE_SERIAL_BELOW
-        self._team.run(self._kernels.store, self._store_words.pack(*job), serial=serial)
+        serial = q.numel() + 2 * k.numel() < _ROTATE_STORE_SERIAL_BELOW
+        words = self._rotate_store_words.pack(*job)
+        self._team.run(self._kernels.rotate_store, words, serial=serial)
 
     def _run(
         self,

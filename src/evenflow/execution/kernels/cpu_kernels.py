@@ -32,22 +32,21 @@ class CpuKernels(NamedTuple):
     Attributes:
         norm: root-mean-square norm (NORM_LAYOUT).
         add_norm: the same of a sum that is kept (ADD_NORM_LAYOUT).
-        rotate: rotary positions (ROTATE_LAYOUT).
         gate: activation(gate) * up (GATE_LAYOUT).
         gather: rows of a table (GATHER_LAYOUT).
-        store: new keys and values into their slots (STORE_LAYOUT).
+        rotate_store: rotary positions, and new keys and values into their slots
+            (ROTATE_STORE_LAYOUT).
         attention: paged attention (ATTENTION_LAYOUT).
-        has_bf16: whether store and attention know a bfloat16 KV cache.
+        has_bf16: whether rotate_store and attention know a bfloat16 KV cache.
         quantised: products with quantised weights; None where this set has none.
         replay: many kernels, one after the other (REPLAY_LAYOUT); None where this set has none.
     """
 
     norm: Kernel
     add_norm: Kernel
-    rotate: Kernel
     gate: Kernel
     gather: Kernel
-    store: Kernel
+    rotate_store: Kernel
     attention: Kernel
     has_bf16: bool = False
     quantised: QuantisedKernels | None = None
@@ -83,9 +82,8 @@ def portable_kernels() -> CpuKernels:
     return CpuKernels(
         norm=row_kernels.norm_kernel,
         add_norm=row_kernels.add_norm_kernel,
-        rotate=row_kernels.rotate_kernel,
         gate=row_kernels.gate_kernel,
         gather=row_kernels.gather_kernel,
-        store=store_kernels.store_kernel,
+        rotate_store=store_kernels.rotate_store_kernel,
         attention=attention_kernels.attention_kernel,
     )

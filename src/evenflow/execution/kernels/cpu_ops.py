@@ -41,7 +41,6 @@ class CpuOps:
         self._workspace = None if quantised is None else Workspace(quantised, self._team)
         self._norm = Arguments(jobs.NORM_LAYOUT)
         self._add_norm = Arguments(jobs.ADD_NORM_LAYOUT)
-        self._rotate = Arguments(jobs.ROTATE_LAYOUT)
         self._gate = Arguments(jobs.GATE_LAYOUT)
         self._gather = Arguments(jobs.GATHER_LAYOUT)
 
@@ -130,23 +129,6 @@ class CpuOps:
         )
         self._team.run(self._kernels.add_norm, arguments, serial=_is_small(x))
         return out
-
-    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """Rotate each head's pairs in place (see `Ops.rotate`)."""
-        num_rows, num_heads, _ = x.shape
-        arguments = self._rotate.pack(
-            num_rows,
-            x.data_ptr(),
-            4 * x.stride(0),
-            4 * x.stride(1),
-            num_heads,
-            cos.data_ptr(),
-            4 * cos.stride(0),
-            sin.data_ptr(),
-            4 * sin.stride(0),
-            cos.shape[1],
-        )
-        self._team.run(self._kernels.rotate, arguments, serial=_is_small(x))
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """Return activation(gate) * up (see `Ops.gated`)."""

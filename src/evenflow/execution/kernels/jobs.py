@@ -12,30 +12,41 @@ SILU, GELU_TANH = 0, 1
 # The argument words of each kernel, in the order in which it unpacks them.
 NORM_LAYOUT = "qqqqqqqqd"
 ADD_NORM_LAYOUT = "qqqqqqqqd"
-ROTATE_LAYOUT = "qqqqqqqqqq"
 GATE_LAYOUT = "qqqqqq"
 GATHER_LAYOUT = "qqqqqqd"
 
 
-class StoreJob(NamedTuple):
-    """The arguments of `store_kernel`; see `AttentionJob` for those of the cache.
+class RotateStoreJob(NamedTuple):
+    """The arguments of `rotate_store_kernel`; see `AttentionJob` for those of the cache.
 
     Attributes:
+        num_pairs: pairs of a head that are turned: (x[i], x[i + num_pairs]).
+        queries: float32 (num_tokens, num_heads, head_dim), by the two strides; changed in place.
         source_keys: float32 (num_tokens, num_kv_heads, head_dim), by the two strides.
         source_values: likewise.
-        slots: int64 (num_tokens,).
+        cos: float32 (num_tokens, num_pairs), by the stride behind the next.
+        sin: likewise, same stride.
+        slots: int64 (num_tokens,); negative for a token that is not stored.
         is_bf16: whether the cache holds bfloat16 (1) or float32 (0); C++ kernels know both.
     """
 
     num_tokens: int
+    num_heads: int
     num_kv_heads: int
     head_dim: int
+    num_pairs: int
+    queries: int
+    query_token_bytes: int
+    query_head_bytes: int
     source_keys: int
     key_token_bytes: int
     key_head_bytes: int
     source_values: int
     value_token_bytes: int
     value_head_bytes: int
+    cos: int
+    sin: int
+    table_token_bytes: int
     slots: int
     keys: int
     values: int
@@ -46,7 +57,7 @@ class StoreJob(NamedTuple):
     is_bf16: int
 
 
-STORE_LAYOUT = "q" * len(StoreJob._fields)
+ROTATE_STORE_LAYOUT = "q" * len(RotateStoreJob._fields)
 
 
 class PackJob(NamedTuple):

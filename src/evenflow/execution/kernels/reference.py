@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from evenflow.execution.attention import Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.torch.kv_store import KVStore
 
@@ -24,13 +25,17 @@ class ReferenceAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        rotation: Rotation,
         batch: ForwardBatch,
         *,
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Store the step's keys and values, then attend to all of them (see `Attention.attend`)."""
-        self.store.write(layer, k, v, batch.slot_mapping)
+        """Rotate, store keys and values, then attend to all of them (see `Attention.attend`)."""
+        q.copy_(rotated(q, rotation))
+        is_stored = batch.slot_mapping >= 0
+        keys, slots = rotated(k, rotation)[is_stored], batch.slot_mapping[is_stored]
+        self.store.write(layer, keys, v[is_stored], slots)
         longest = int(batch.context_lens.max()) if batch.num_requests else 0
         return self.partial(layer, q, batch, 0, longest, scale=scale, window=window)[0]
 
@@ -79,3 +84,11 @@ class ReferenceAttention:
         block_ids = batch.block_tables[request].long()[where // self.store.block_size]
         found = cache[block_ids, :, where % self.store.block_size].double()
         return found.repeat_interleave(num_heads // self.store.num_kv_heads, dim=1)
+
+
+def rotated(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Return heads (num_tokens, num_heads, head_dim) turned, in the wider of the two dtypes."""
+    cos, sin = (table.unsqueeze(1) for table in rotation)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

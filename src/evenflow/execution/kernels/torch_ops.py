@@ -43,15 +43,6 @@ class TorchOps:
         residual += x
         return self.rms_norm(residual, weight, eps)
 
-    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """Rotate each head's pairs in place (see `Ops.rotate`)."""
-        half = cos.shape[-1]
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        first, second = x[..., :half], x[..., half : 2 * half]
-        rotated = first * cos - second * sin
-        second.copy_(second * cos + first * sin)
-        first.copy_(rotated)
-
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """Return activation(gate) * up (see `Ops.gated`)."""
         gate, up = gate_up.chunk(2, dim=-1)

@@ -82,10 +82,9 @@ def load_native_kernels(isa: str | None = None, cache: Path | None = None) -> Cp
     return CpuKernels(
         norm=kernel("norm"),
         add_norm=kernel("add_norm"),
-        rotate=kernel("rotate"),
         gate=kernel("gate"),
         gather=kernel("gather"),
-        store=kernel("store"),
+        rotate_store=kernel("rotate_store"),
         attention=kernel("attention"),
         has_bf16=True,
         quantised=QuantisedKernels(

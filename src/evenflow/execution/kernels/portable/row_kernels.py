@@ -1,4 +1,4 @@
-"""Row-wise kernels of `CpuOps`: normalise, rotate, gate, gather. Each reads its own row only.
+"""Row-wise kernels of `CpuOps`: normalise, gate, gather. Each reads its own row only.
 
 Knows: vectors (`simd`), argument words (`parallel`).
 Does not know: tensors.
@@ -88,22 +88,6 @@ def _norm_row(
     simd.each_chunk(builder, dim, scale)
 
 
-@emitted(types.void, types.int64, types.int64, types.int64, types.int64)
-def _rotate_head(builder: Builder, x: Value, cos: Value, sin: Value, half: Value) -> None:
-    """Turn each pair (x[i], x[i + half]) by its angle."""
-    upper = element(builder, x, half)
-
-    def turn(index: Value, rest: Value | None) -> None:
-        where_a, where_b = element(builder, x, index), element(builder, upper, index)
-        a, b = load(builder, where_a, rest), load(builder, where_b, rest)
-        c = load(builder, element(builder, cos, index), rest)
-        s = load(builder, element(builder, sin, index), rest)
-        store(builder, fma(builder, a, c, builder.fneg(builder.fmul(b, s))), where_a, rest)
-        store(builder, fma(builder, b, c, builder.fmul(a, s)), where_b, rest)
-
-    simd.each_chunk(builder, half, turn)
-
-
 def _silu(builder: Builder, x: Value) -> Value:
     """Return x / (1 + e^-x)."""
     decay = simd.exp(builder, builder.fneg(x))
@@ -180,24 +164,6 @@ def add_norm_kernel(words: int) -> None:
             total = residual + row * residual_bytes
             target = out + row * dim * FLOAT_BYTES
             _norm_row(x + row * row_bytes, total, weight, target, dim, eps)
-
-
-@NumbaKernel
-def rotate_kernel(words: int) -> None:
-    """Rotate heads in place: x (rows, heads, dim), cos and sin (rows, half), all strided."""
-    (num_rows, x, row_bytes, head_bytes, num_heads, cos, cos_bytes, sin) = _read_eight(
-        words + 8 * FIRST_ARGUMENT
-    )
-    sin_bytes = read_word(words, FIRST_ARGUMENT + 8)
-    half = read_word(words, FIRST_ARGUMENT + 9)
-    while True:
-        first = take_ticket(words, NEXT_TASK) * ROWS_PER_TASK
-        if first >= num_rows:
-            break
-        for row in range(first, min(first + ROWS_PER_TASK, num_rows)):
-            row_cos, row_sin = cos + row * cos_bytes, sin + row * sin_bytes
-            for head in range(num_heads):
-                _rotate_head(x + row * row_bytes + head * head_bytes, row_cos, row_sin, half)
 
 
 @NumbaKernel

@@ -13,23 +13,24 @@ import torch
 import triton
 
 from evenflow.core.errors import ConfigError
+from evenflow.execution.attention import Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.triton.decode import decode_kernel, merge_kernel
 from evenflow.execution.kernels.triton.prefill import prefill_kernel
-from evenflow.execution.kernels.triton.rows import store_kernel
+from evenflow.execution.kernels.triton.rows import rotate_store_kernel
 from evenflow.execution.kernels.triton.tiles import Tiles, choose_tiles
 from evenflow.execution.torch.kv_store import KVStore
 
 _UNLIMITED = 1 << 30
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MAX_HEAD_DIM = 256
+_ENTRIES_PER_WARP = 1024  # of the queries that are turned together
 
 
 class TritonAttention:
     """Paged attention over a store on a GPU.
 
-    In a padded batch, a token whose slot is negative is not stored, and a request without context
-    gets zeros.
+    A request without context, as in a padded batch, gets zeros.
 
     Args:
         store: the KV memory it writes to and reads from.
@@ -59,13 +60,14 @@ class TritonAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        rotation: Rotation,
         batch: ForwardBatch,
         *,
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Store the step's keys and values, then attend to all of them (see `Attention.attend`)."""
-        self.write(layer, k, v, batch)
+        """Rotate, store keys and values, then attend to all of them (see `Attention.attend`)."""
+        self.rotate_store(layer, q, k, v, rotation, batch)
         return self._run(layer, q, batch, 0, _UNLIMITED, scale, window, None)
 
     def partial(
@@ -83,23 +85,40 @@ class TritonAttention:
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         return self._run(layer, q, batch, start, stop, scale, window, lse), lse
 
-    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
-        """Store the step's keys and values; shapes are those of `Attention.attend`."""
-        num_tokens, num_heads, head_dim = k.shape
-        store_kernel[(num_tokens,)](
+    def rotate_store(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rotation: Rotation,
+        batch: ForwardBatch,
+    ) -> None:
+        """Rotate q in place, and store k, rotated, and v (see `Attention.attend`)."""
+        num_tokens, num_kv_heads, head_dim = k.shape
+        group, num_pairs = q.shape[1] // num_kv_heads, rotation.cos.shape[1]
+        heads = triton.next_power_of_2(group)
+        rotate_store_kernel[(num_tokens, num_kv_heads)](
+            q,
+            *q.stride()[:2],
             k,
-            v,
             *k.stride()[:2],
+            v,
             *v.stride()[:2],
+            *rotation,
+            rotation.cos.stride(0),
             batch.slot_mapping,
             self.store.keys(layer),
             self.store.values(layer),
             *self._strides,
-            NUM_HEADS=num_heads,
+            GROUP=group,
+            HEADS=heads,
             HEAD_DIM=head_dim,
-            HEADS=triton.next_power_of_2(num_heads),
             WIDTH=self._width,
+            PAIRS=num_pairs,
+            PAIRS_WIDTH=triton.next_power_of_2(num_pairs),
             BLOCK_SIZE=self.store.block_size,
+            num_warps=min(8, max(1, heads * self._width // _ENTRIES_PER_WARP)),
         )
 
     def _run(

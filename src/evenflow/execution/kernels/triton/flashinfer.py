@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from evenflow.core.errors import ConfigError
+from evenflow.execution.attention import Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.triton.attention import TritonAttention
 from evenflow.execution.torch.kv_store import KVStore
@@ -96,13 +97,14 @@ class FlashInferAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        rotation: Rotation,
         batch: ForwardBatch,
         *,
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Store the step's keys and values, then attend to all of them (see `Attention.attend`)."""
-        self._triton.write(layer, k, v, batch)
+        """Rotate, store keys and values, then attend to all of them (see `Attention.attend`)."""
+        self._triton.rotate_store(layer, q, k, v, rotation, batch)
         plan = self._plan(q, batch, scale, -1 if window is None else window - 1)
         cache = (self.store.keys(layer), self.store.values(layer))
         out: torch.Tensor = plan.run(q.contiguous(), cache)

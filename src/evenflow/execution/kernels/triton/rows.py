@@ -5,7 +5,7 @@ what is fused saves a trip. The sum of a norm runs over a whole row within one p
 that its length alone decides.
 
 Rows are addressed by (token, group) with a stride each, so that the heads of a projection's output
-can be normalised and rotated where they lie.
+can be normalised and turned where they lie.
 
 Knows: addresses, strides.
 Does not know: tensors, layers.
@@ -60,37 +60,6 @@ def norm_kernel(
 
 
 @triton.jit
-def rotate_kernel(
-    x: tl.tensor,  # (num_tokens, NUM_HEADS, head_dim), changed in place
-    token_stride: int,
-    head_stride: int,
-    cos: tl.tensor,  # (num_tokens, HALF)
-    sin: tl.tensor,
-    table_stride: int,
-    NUM_HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-) -> None:
-    """Turn the pairs (x[i], x[i + HALF]) of some heads of a token; grid (tokens, heads / HEADS)."""
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    pair = tl.arange(0, WIDTH)
-    is_pair = pair < HALF
-    is_value = (head < NUM_HEADS)[:, None] & is_pair[None, :]
-    turn = token * table_stride + pair
-    cosine = tl.load(cos + turn, mask=is_pair, other=0.0).to(tl.float32)[None, :]
-    sine = tl.load(sin + turn, mask=is_pair, other=0.0).to(tl.float32)[None, :]
-    at = x + token * token_stride + head[:, None] * head_stride + pair[None, :]
-    first = tl.load(at, mask=is_value, other=0.0).to(tl.float32)
-    second = tl.load(at + HALF, mask=is_value, other=0.0).to(tl.float32)
-    turned_first = first * cosine - second * sine
-    turned_second = second * cosine + first * sine
-    tl.store(at, turned_first.to(x.dtype.element_ty), mask=is_value)
-    tl.store(at + HALF, turned_second.to(x.dtype.element_ty), mask=is_value)
-
-
-@triton.jit
 def gate_kernel(
     gate_up: tl.tensor,  # (num_rows, 2 * DIM)
     row_stride: int,
@@ -116,37 +85,81 @@ def gate_kernel(
 
 
 @triton.jit
-def store_kernel(
-    new_keys: tl.tensor,  # (num_tokens, NUM_HEADS, HEAD_DIM)
-    new_values: tl.tensor,
+def rotate_store_kernel(
+    queries: tl.tensor,  # (num_tokens, NUM_KV_HEADS * GROUP, HEAD_DIM), changed in place
+    query_token_stride: int,
+    query_head_stride: int,
+    new_keys: tl.tensor,  # (num_tokens, NUM_KV_HEADS, HEAD_DIM)
     key_token_stride: int,
     key_head_stride: int,
+    new_values: tl.tensor,  # likewise
     value_token_stride: int,
     value_head_stride: int,
+    cos: tl.tensor,  # (num_tokens, PAIRS)
+    sin: tl.tensor,
+    table_stride: int,
     slots: tl.tensor,  # (num_tokens,), int64: block_id * BLOCK_SIZE + offset; negative for none
-    keys: tl.tensor,  # (num_blocks, NUM_HEADS, BLOCK_SIZE, HEAD_DIM)
+    keys: tl.tensor,  # (num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     values: tl.tensor,
     block_stride: int,
     head_stride: int,
     token_stride: int,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
+    GROUP: tl.constexpr,
     HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PAIRS_WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ) -> None:
-    """Copy a token's keys and values to its slot in the store's dtype; grid (num_tokens,)."""
-    token = tl.program_id(0).to(tl.int64)
+    """Turn the queries of a token and a KV head in place, and write its key, turned, and its value.
+
+    What is stored is rounded once, from fp32 to the store's dtype. Grid (num_tokens, KV heads).
+    """
+    token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    pair = tl.arange(0, PAIRS_WIDTH)
+    is_pair = pair < PAIRS
+    turn = token * table_stride + pair
+    cosine = tl.load(cos + turn, mask=is_pair, other=0.0).to(tl.float32)
+    sine = tl.load(sin + turn, mask=is_pair, other=0.0).to(tl.float32)
+
+    head = tl.arange(0, HEADS)
+    is_query = (head < GROUP)[:, None] & is_pair[None, :]
+    at = queries + token * query_token_stride + pair[None, :]
+    at += (kv_head * GROUP + head)[:, None] * query_head_stride
+    _rotate(at, at, PAIRS, cosine[None, :], sine[None, :], is_query)
+
     slot = tl.load(slots + token)
     if slot < 0:
         return
-    head = tl.arange(0, HEADS)[:, None]
-    entries = tl.arange(0, WIDTH)[None, :]
-    is_value = (head < NUM_HEADS) & (entries < HEAD_DIM)
     to = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * token_stride
-    to = to + head * head_stride + entries
-    key = new_keys + token * key_token_stride + head * key_head_stride + entries
-    value = new_values + token * value_token_stride + head * value_head_stride + entries
-    key, value = tl.load(key, mask=is_value), tl.load(value, mask=is_value)
-    tl.store(keys + to, key.to(keys.dtype.element_ty), mask=is_value)
-    tl.store(values + to, value.to(values.dtype.element_ty), mask=is_value)
+    to += kv_head * head_stride
+    key = new_keys + token * key_token_stride + kv_head * key_head_stride
+    _rotate(keys + to + pair, key + pair, PAIRS, cosine, sine, is_pair)
+    entry = tl.arange(0, WIDTH)
+    is_entry = entry < HEAD_DIM
+    if 2 * PAIRS < HEAD_DIM:
+        is_behind = is_entry & (entry >= 2 * PAIRS)
+        behind = tl.load(key + entry, mask=is_behind)
+        tl.store(keys + to + entry, behind.to(keys.dtype.element_ty), mask=is_behind)
+    value = new_values + token * value_token_stride + kv_head * value_head_stride + entry
+    value = tl.load(value, mask=is_entry)
+    tl.store(values + to + entry, value.to(values.dtype.element_ty), mask=is_entry)
+
+
+@triton.jit
+def _rotate(
+    to: tl.tensor,
+    source: tl.tensor,
+    PAIRS: tl.constexpr,
+    cosine: tl.tensor,
+    sine: tl.tensor,
+    is_pair: tl.tensor,
+) -> None:
+    """Turn pairs of entries, PAIRS apart, on the way from where they lie to `to`, or in place."""
+    first = tl.load(source, mask=is_pair, other=0.0).to(tl.float32)
+    second = tl.load(source + PAIRS, mask=is_pair, other=0.0).to(tl.float32)
+    turned_first = first * cosine - second * sine
+    turned_second = second * cosine + first * sine
+    tl.store(to, turned_first.to(to.dtype.element_ty), mask=is_pair)
+    tl.store(to + PAIRS, turned_second.to(to.dtype.element_ty), mask=is_pair)

@@ -30,24 +30,6 @@ class TritonOps(TorchOps):
         """Add x into `residual` and return the norm of the sum (see `Ops.add_rms_norm`)."""
         return _norm(x, residual, weight, eps)
 
-    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """Rotate each head's pairs in place (see `Ops.rotate`)."""
-        num_tokens, num_heads, _ = x.shape
-        half = cos.shape[1]
-        width = triton.next_power_of_2(half)
-        heads = min(triton.next_power_of_2(num_heads), max(1, _ENTRIES_PER_PROGRAM // (2 * width)))
-        rows.rotate_kernel[(num_tokens, triton.cdiv(num_heads, heads))](
-            x,
-            *x.stride()[:2],
-            cos,
-            sin,
-            cos.stride(0),
-            NUM_HEADS=num_heads,
-            HALF=half,
-            HEADS=heads,
-            WIDTH=width,
-        )
-
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """Return activation(gate) * up (see `Ops.gated`)."""
         num_rows, dim = gate_up.shape[0], gate_up.shape[1] // 2

@@ -32,6 +32,8 @@ constexpr int LANES = 4;
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
 
 // Subtracting 0 changes no float, not even -0, so that nothing but the broadcast is left of it.
 inline Vec splat(float value) {
@@ -78,6 +80,24 @@ inline void store(float* to, Vec value, int64_t count) {
 #else
     for (int64_t i = 0; i < count; ++i) to[i] = value[i];
 #endif
+}
+
+// Return the upper halves of the bits of floats, rounded to nearest, ties to even; NaN stays NaN.
+inline HalfVec to_bf16(Vec value) {
+    const BitsVec bits = reinterpret_cast<BitsVec>(value), upper = bits >> 16;
+    const BitsVec rounded = (bits + 0x7fff + (upper & 1)) >> 16;
+    return __builtin_convertvector(value == value ? rounded : upper | 0x40, HalfVec);
+}
+
+// Store a vector as bf16.
+inline void store(uint16_t* to, Vec value) {
+    const HalfVec halves = to_bf16(value);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+inline void store(uint16_t* to, Vec value, int64_t count) {
+    const HalfVec halves = to_bf16(value);
+    for (int64_t i = 0; i < count; ++i) to[i] = halves[i];
 }
 
 // Return a * b + c, rounded once where the processor can do it fast.
