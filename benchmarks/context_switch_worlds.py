@@ -165,8 +165,8 @@ def _real(quick: bool) -> World:
     if quick:
         shape = LoadShape(num_conversations=6, rate=20, frequency=0.2, max_tokens=120, scale=0.05)
         return RealWorld("smollm2", shape, num_blocks=10)
-    shape = LoadShape(num_conversations=24, rate=4, frequency=0.04, max_tokens=2000, scale=0.5)
-    return RealWorld("smollm2", shape, num_blocks=128)
+    shape = LoadShape(num_conversations=48, rate=16, frequency=0.04, max_tokens=1000, scale=0.5)
+    return RealWorld("smollm2", shape, num_blocks=64)
 
 
 def _paper(model: str, device: str, frequency: float, *, quick: bool) -> World:
