@@ -420,9 +420,7 @@ def test_message_cannot_forge_a_turn(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens > honest.usage.prompt_tokens + 30
 
 
-def test_closed_stream_frees_its_request(
-    client: openai.OpenAI, smollm2_address: str
-) -> None:
+def test_closed_stream_frees_its_request(client: openai.OpenAI, smollm2_address: str) -> None:
     def num_generated() -> float:
         return metric(smollm2_address, "evenflow:generation_tokens_total")
 
