@@ -38,7 +38,7 @@ class Arrivals:
 
     @property
     def next_s(self) -> float:
-        """When the next request is due; infinite if none is, for now."""
+        """When the next request is due; infinite if all wait for an answer."""
         return min(self._head.arrival_s, self._due[0][0]) if self._due else self._head.arrival_s
 
     def take(self, now_s: float) -> Iterator[tuple[float, WorkloadRequest]]:
