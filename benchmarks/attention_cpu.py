@@ -159,9 +159,12 @@ class Scene:
         """Return our way to attend."""
         attention = CpuPagedAttention(store, kernels)
         scale = self.head_dim**-0.5
-        return lambda layer: attention.attend(
-            layer, self.q, self.k, self.v, self.rotation, self.batch, scale=scale
-        )
+
+        def way(layer: int) -> None:
+            attention.rotate_store(layer, self.q, self.k, self.v, self.rotation, self.batch)
+            attention.attend(layer, self.q, self.batch, scale=scale)
+
+        return way
 
 
 def ways(scene: Scene, kernels: dict[str, CpuKernels]) -> dict[str, Way]:

@@ -77,7 +77,8 @@ class Step:
 
     def attend(self, attention: TritonAttention | ReferenceAttention) -> torch.Tensor:
         """Write the step's keys and values and attend."""
-        return attention.attend(0, self.q, self.k, self.v, self.rotation, self.batch, scale=_SCALE)
+        attention.rotate_store(0, self.q, self.k, self.v, self.rotation, self.batch)
+        return attention.attend(0, self.q, self.batch, scale=_SCALE)
 
 
 def errors() -> dict[str, float]:

@@ -62,16 +62,10 @@ class Scene:
         return rotated(self.q, self.rotation).to(self.q.dtype)
 
     def attend(self, attention: Attention) -> torch.Tensor:
-        return attention.attend(
-            LAYER,
-            strided_copy(self.q),
-            self.k,
-            self.v,
-            self.rotation,
-            self.batch,
-            scale=self.case.scale,
-            window=self.case.window,
-        )
+        """Store the new tokens and attend."""
+        q, batch = strided_copy(self.q), self.batch
+        attention.rotate_store(LAYER, q, self.k, self.v, self.rotation, batch)
+        return attention.attend(LAYER, q, batch, scale=self.case.scale, window=self.case.window)
 
     def partial(
         self, attention: Attention, start: int, stop: int

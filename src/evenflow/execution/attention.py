@@ -27,7 +27,7 @@ class Rotation(NamedTuple):
 class Attention(Protocol):
     """Paged causal attention over a KV store it was built with."""
 
-    def attend(
+    def rotate_store(
         self,
         layer: int,
         q: torch.Tensor,
@@ -35,13 +35,8 @@ class Attention(Protocol):
         v: torch.Tensor,
         rotation: Rotation,
         batch: ForwardBatch,
-        *,
-        scale: float,
-        window: int | None = None,
-    ) -> torch.Tensor:
-        """Rotate the step's queries and keys, store keys and values, then attend to all stored.
-
-        A token at position p sees positions `max(0, p + 1 - window)` to p of its own request.
+    ) -> None:
+        """Rotate the step's queries and keys, and store keys and values.
 
         Args:
             layer: index of the layer whose KV is meant.
@@ -51,8 +46,28 @@ class Attention(Protocol):
                 it is; likewise.
             v: (num_tokens, num_kv_heads, head_dim); likewise.
             rotation: of q and k.
-            batch: where each token's KV goes, nowhere if its slot is negative, and which blocks
-                each request owns.
+            batch: where each token's KV goes; nowhere if its slot is negative.
+        """
+        ...
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Attend to what is stored of all positions that a token sees.
+
+        A token at position p sees positions `max(0, p + 1 - window)` to p of its own request.
+
+        Args:
+            layer: index of the layer whose KV is meant.
+            q: (num_tokens, num_heads, head_dim), rotated; may be a strided view whose last
+                dimension is contiguous.
+            batch: whose tokens the rows of q are, and which blocks each request owns.
             scale: factor of the scores before the softmax.
             window: sliding window in tokens, the current one included; None sees everything.
 
@@ -73,8 +88,6 @@ class Attention(Protocol):
         window: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend only to stored positions `start` (inclusive) to `stop` (exclusive).
-
-        Here q is rotated already, as `attend` leaves it.
 
         Returns:
             out: (num_tokens, num_heads, head_dim); rows that see nothing are zero.

@@ -40,6 +40,23 @@ class ForwardBatch:
         """Requests in the step."""
         return self.context_lens.shape[0]
 
+    @property
+    def last_rows(self) -> torch.Tensor:
+        """The row of each request's last token, (num_requests,), int64."""
+        return self.query_starts[1:].long() - 1
+
+    def last_tokens(self) -> ForwardBatch:
+        """Return a batch of each request's last token alone."""
+        rows = self.last_rows
+        return ForwardBatch(
+            self.token_ids[rows],
+            self.positions[rows],
+            self.slot_mapping[rows],
+            torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device),
+            self.context_lens,
+            self.block_tables,
+        )
+
     def first(self, count: int) -> ForwardBatch:
         """Return the first requests of a batch in which each has one token; a view."""
         return ForwardBatch(

@@ -20,11 +20,20 @@ class CausalLM(Protocol):
     Row i of both results depends on token i and the earlier tokens of its own request alone.
     """
 
-    def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
+    def forward(
+        self, batch: ForwardBatch, attention: Attention, *, last_only: bool = False
+    ) -> torch.Tensor:
         """Run the tokens of one step through all layers and store their keys and values.
 
+        Args:
+            batch: the tokens.
+            attention: over the KV store.
+            last_only: leave out what only the hidden states of other tokens than the requests' last
+                ones need: most of the last layer.
+
         Returns:
-            (num_tokens, hidden_size), the hidden states after the final norm.
+            The hidden states after the final norm, (num_tokens, hidden_size), or
+            (num_requests, hidden_size) with `last_only`.
         """
         ...
 

@@ -111,19 +111,25 @@ class SelfAttention:
         self._window = spec.window(layer)
 
     def __call__(
-        self, x: torch.Tensor, rotation: Rotation, batch: ForwardBatch, attention: Attention
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        batch: ForwardBatch,
+        attention: Attention,
+        *,
+        last_only: bool,
     ) -> torch.Tensor:
-        """Map (num_tokens, hidden_size) to the same shape."""
-        num_tokens = x.shape[0]
-        qkv = self._qkv(x).view(num_tokens, -1, self._head_dim)
+        """Map (num_tokens, hidden_size) to the same shape, or to (num_requests, hidden_size)."""
+        qkv = self._qkv(x).view(x.shape[0], -1, self._head_dim)
         q, k, v = qkv.split_with_sizes(self._heads, dim=1)
         if self._qk_norm is not None:
             q = self._ops.rms_norm(q, self._qk_norm[0], self._eps)
             k = self._ops.rms_norm(k, self._qk_norm[1], self._eps)
-        out = attention.attend(
-            self._layer, q, k, v, rotation, batch, scale=self._scale, window=self._window
-        )
-        return self._output(out.view(num_tokens, -1))
+        attention.rotate_store(self._layer, q, k, v, rotation, batch)
+        if last_only:
+            q, batch = q[batch.last_rows], batch.last_tokens()
+        out = attention.attend(self._layer, q, batch, scale=self._scale, window=self._window)
+        return self._output(out.flatten(1))
 
 
 class Mlp:
@@ -211,14 +217,19 @@ class Decoder:
             for index, layer in enumerate(layers)
         ]
 
-    def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
-        """Return the hidden states after the final norm, (num_tokens, hidden_size)."""
+    def forward(
+        self, batch: ForwardBatch, attention: Attention, *, last_only: bool = False
+    ) -> torch.Tensor:
+        """Return the hidden states after the final norm (see `CausalLM.forward`)."""
         add_norm, eps = self._ops.add_rms_norm, self._eps
         rotation = self._rotary.rows(batch.positions)
         residual = self._vocabulary.embed(batch.token_ids)
         x = self._ops.rms_norm(residual, self._first_norm, eps)
         for layer in self._layers:
-            x = layer.attention(x, rotation, batch, attention)
+            stops_here = last_only and layer is self._layers[-1]
+            x = layer.attention(x, rotation, batch, attention, last_only=stops_here)
+            if stops_here:
+                residual = residual[batch.last_rows]
             x = add_norm(x, residual, layer.attention_sum_norm, eps)
             x = layer.feed_forward(x)
             x = add_norm(x, residual, layer.feed_forward_sum_norm, eps)

@@ -69,8 +69,10 @@ class Gemma3:
         )
         self._layers = [_build_layer(parts, layer) for layer in range(spec.num_layers)]
 
-    def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
-        """Return the hidden states after the final norm, (num_tokens, hidden_size)."""
+    def forward(
+        self, batch: ForwardBatch, attention: Attention, *, last_only: bool = False
+    ) -> torch.Tensor:
+        """Return the hidden states after the final norm (see `CausalLM.forward`)."""
         norm, add_norm, eps = self._ops.rms_norm, self._ops.add_rms_norm, self._eps
         global_rotation = self._global_rotary.rows(batch.positions)
         local_rotation = self._local_rotary.rows(batch.positions)
@@ -78,7 +80,10 @@ class Gemma3:
         x = norm(residual, self._first_norm, eps)
         for layer in self._layers:
             rotation = local_rotation if layer.is_local else global_rotation
-            x = layer.attention(x, rotation, batch, attention)
+            stops_here = last_only and layer is self._layers[-1]
+            x = layer.attention(x, rotation, batch, attention, last_only=stops_here)
+            if stops_here:
+                residual = residual[batch.last_rows]
             x = norm(x, layer.attention_out_norm, eps)
             x = add_norm(x, residual, layer.attention_sum_norm, eps)
             x = norm(layer.mlp(x), layer.mlp_out_norm, eps)

@@ -32,7 +32,10 @@ HIDDEN = torch.from_numpy(
 class FakeModel:
     """Has the hidden state HIDDEN[token] for each token."""
 
-    def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
+    def forward(
+        self, batch: ForwardBatch, attention: Attention, *, last_only: bool
+    ) -> torch.Tensor:
+        assert not last_only
         return HIDDEN[batch.token_ids]
 
 

@@ -25,10 +25,15 @@ class FakeModel:
     """Finds token + 1 the likeliest successor; computes rubbish after a bad token."""
 
     def __init__(self) -> None:
+        self.num_hidden = 0
         self.num_scored = 0
 
-    def forward(self, batch: ForwardBatch, attention: Attention) -> torch.Tensor:
-        return batch.token_ids.unsqueeze(1).float()
+    def forward(
+        self, batch: ForwardBatch, attention: Attention, *, last_only: bool = False
+    ) -> torch.Tensor:
+        rows = batch.last_tokens() if last_only else batch
+        self.num_hidden += rows.num_tokens
+        return rows.token_ids.unsqueeze(1).float()
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         self.num_scored += len(hidden)
@@ -123,6 +128,17 @@ def test_execute_samples_only_where_tokens_end() -> None:
     )
     assert result.token_ids == [4, 7, NO_TOKEN, 13]
     assert (result.logprobs, result.prompt_logprobs, result.failures) == ({}, {}, {})
+
+
+@pytest.mark.parametrize(("params", "num_hidden"), [({}, 2), ({"prompt_logprobs": 0}, 5)])
+def test_execute_computes_only_the_hidden_states_that_are_read(
+    params: dict[str, Any], num_hidden: int
+) -> None:
+    model = FakeModel()
+    work = [(make_request("a", [1, 2, 3, 4], **params), 3), (make_request("b", [5, 6]), 2)]
+    result = make_runner(model).execute(make_plan(work))
+    assert result.token_ids == [NO_TOKEN, 7]
+    assert model.num_hidden == num_hidden
 
 
 def test_execute_scores_nothing_when_no_tokens_end() -> None:

@@ -65,7 +65,7 @@ class PaddedAttention:
         self._attention = attention
         self.num_padded = 0
 
-    def attend(
+    def rotate_store(
         self,
         layer: int,
         q: torch.Tensor,
@@ -73,24 +73,29 @@ class PaddedAttention:
         v: torch.Tensor,
         rotation: Rotation,
         batch: ForwardBatch,
-        **options: Any,
-    ) -> torch.Tensor:
+    ) -> None:
         count = int((batch.context_lens > 0).sum())
         self.num_padded += batch.num_requests - count
         assert batch.query_starts.tolist() == list(range(batch.num_requests + 1))
         assert (batch.slot_mapping[:count] >= 0).all()
         assert (batch.slot_mapping[count:] == -1).all()
-        out = torch.zeros(q.shape)
         if count:
-            out[:count] = self._attention.attend(
+            self._attention.rotate_store(
                 layer,
                 q[:count],
                 k[:count],
                 v[:count],
                 Rotation(rotation.cos[:count], rotation.sin[:count]),
                 batch.first(count),
-                **options,
             )
+
+    def attend(
+        self, layer: int, q: torch.Tensor, batch: ForwardBatch, **options: Any
+    ) -> torch.Tensor:
+        count = int((batch.context_lens > 0).sum())
+        out = torch.zeros(q.shape)
+        if count:
+            out[:count] = self._attention.attend(layer, q[:count], batch.first(count), **options)
         return out
 
 

@@ -52,6 +52,12 @@ class PagedRun:
     @torch.inference_mode()
     def step(self, chunks: dict[int, list[int]]) -> dict[int, torch.Tensor]:
         """Run the next tokens of some requests at once; return (num_tokens, vocab_size) of each."""
+        hidden = self.model.forward(self.take(chunks), self.attention)
+        counts = [len(ids) for ids in chunks.values()]
+        return dict(zip(chunks, self.model.logits(hidden).split(counts), strict=True))
+
+    def take(self, chunks: dict[int, list[int]]) -> ForwardBatch:
+        """Lay out the next tokens of some requests, which count as computed from now on."""
         positions = {
             request: torch.arange(self.computed[request], self.computed[request] + len(ids))
             for request, ids in chunks.items()
@@ -59,7 +65,7 @@ class PagedRun:
         for request, ids in chunks.items():
             self.computed[request] += len(ids)
         starts = torch.tensor([0, *(len(ids) for ids in chunks.values())]).cumsum(0)
-        batch = ForwardBatch(
+        return ForwardBatch(
             token_ids=torch.tensor([token for ids in chunks.values() for token in ids]),
             positions=torch.cat(list(positions.values())),
             slot_mapping=torch.cat([slots(request, positions[request]) for request in chunks]),
@@ -67,8 +73,6 @@ class PagedRun:
             context_lens=torch.tensor([self.computed[request] for request in chunks]).int(),
             block_tables=torch.stack([block_table(request) for request in chunks]).int(),
         )
-        logits = self.model.logits(self.model.forward(batch, self.attention))
-        return dict(zip(chunks, logits.split((starts[1:] - starts[:-1]).tolist()), strict=True))
 
 
 def paged_run(spec: ModelSpec, weights: WeightSource, backend: str) -> PagedRun:

@@ -92,6 +92,20 @@ def test_logits_have_the_same_bits_whatever_the_batch_and_the_chunks(model: Twin
         assert torch.equal(alone.step({request: token_ids})[request], together[request])
 
 
+@pytest.mark.parametrize("backend", ["cpu", "native"])
+def test_last_hidden_states_have_the_same_bits_when_computed_alone(
+    model: Twin, backend: str
+) -> None:
+    run = paged_run(model.spec, model.weights, backend)
+    # The last of a chunk and of a whole prompt, and a decode that leaves a window behind.
+    for chunks in ({0: RAGGED_PROMPTS[0][:37], 1: RAGGED_PROMPTS[1]}, {0: [7], 2: [9, 8]}):
+        batch = run.take(chunks)
+        with torch.inference_mode():
+            every = run.model.forward(batch, run.attention)
+            last = run.model.forward(batch, run.attention, last_only=True)
+        assert torch.equal(last, every[batch.last_rows])
+
+
 def test_greedy_tokens_equal_transformers(model: Twin, run: PagedRun) -> None:
     token_ids = prompt(7, 30)
     theirs = model.reference.generate(

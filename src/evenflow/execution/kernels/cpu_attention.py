@@ -84,38 +84,7 @@ class CpuPagedAttention:
         self._records = torch.empty(0, dtype=torch.uint8)
         self._finished = torch.zeros(0, dtype=torch.int64)
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        rotation: Rotation,
-        batch: ForwardBatch,
-        *,
-        scale: float,
-        window: int | None = None,
-    ) -> torch.Tensor:
-        """Rotate, store keys and values, then attend to all of them (see `Attention.attend`)."""
-        self._rotate_store(layer, q, k, v, rotation, batch)
-        return self._run(layer, q, batch, 0, _UNLIMITED, scale, window, None)
-
-    def partial(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        batch: ForwardBatch,
-        start: int,
-        stop: int,
-        *,
-        scale: float,
-        window: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attend to stored positions `start` to `stop` only (see `Attention.partial`)."""
-        lse = torch.empty(q.shape[:2])
-        return self._run(layer, q, batch, start, stop, scale, window, lse), lse
-
-    def _rotate_store(
+    def rotate_store(
         self,
         layer: int,
         q: torch.Tensor,
@@ -124,6 +93,7 @@ class CpuPagedAttention:
         rotation: Rotation,
         batch: ForwardBatch,
     ) -> None:
+        """Rotate q in place, and store k, rotated, and v (see `Attention.rotate_store`)."""
         keys, values = self._cache_addresses[layer]
         block_bytes, head_bytes, token_bytes = self._cache_strides
         job = RotateStoreJob(
@@ -156,6 +126,33 @@ class CpuPagedAttention:
         serial = q.numel() + 2 * k.numel() < _ROTATE_STORE_SERIAL_BELOW
         words = self._rotate_store_words.pack(*job)
         self._team.run(self._kernels.rotate_store, words, serial=serial)
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Attend to all stored positions that a token sees (see `Attention.attend`)."""
+        return self._run(layer, q, batch, 0, _UNLIMITED, scale, window, None)
+
+    def partial(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        start: int,
+        stop: int,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend to stored positions `start` to `stop` only (see `Attention.partial`)."""
+        lse = torch.empty(q.shape[:2])
+        return self._run(layer, q, batch, start, stop, scale, window, lse), lse
 
     def _run(
         self,

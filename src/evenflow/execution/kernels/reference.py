@@ -19,7 +19,7 @@ class ReferenceAttention:
     def __init__(self, store: KVStore) -> None:
         self.store = store
 
-    def attend(
+    def rotate_store(
         self,
         layer: int,
         q: torch.Tensor,
@@ -27,15 +27,23 @@ class ReferenceAttention:
         v: torch.Tensor,
         rotation: Rotation,
         batch: ForwardBatch,
-        *,
-        scale: float,
-        window: int | None = None,
-    ) -> torch.Tensor:
-        """Rotate, store keys and values, then attend to all of them (see `Attention.attend`)."""
+    ) -> None:
+        """Rotate q in place, and store k, rotated, and v (see `Attention.rotate_store`)."""
         q.copy_(rotated(q, rotation))
         is_stored = batch.slot_mapping >= 0
         keys, slots = rotated(k, rotation)[is_stored], batch.slot_mapping[is_stored]
         self.store.write(layer, keys, v[is_stored], slots)
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Attend to all stored positions that a token sees (see `Attention.attend`)."""
         longest = int(batch.context_lens.max()) if batch.num_requests else 0
         return self.partial(layer, q, batch, 0, longest, scale=scale, window=window)[0]
 

@@ -106,19 +106,24 @@ class ModelRunner:
             if start + count >= request.num_tokens and request.pooling is None
         ]
         masks = self._masks.start(plan.requests, sampling)
-        hidden = self._forward(plan)
-        ends = np.cumsum(plan.num_new_tokens) - 1
         result = StepResult([NO_TOKEN] * len(plan.requests))
-        self._prompt_logprobs(plan, hidden, ends, result)
-        _sum_hidden(plan, hidden, ends, result)
+        if any(map(_wants_all_rows, plan.requests)):
+            hidden = self._forward(plan, last_only=False)
+            ends = np.cumsum(plan.num_new_tokens) - 1
+            self._prompt_logprobs(plan, hidden, ends, result)
+            _sum_hidden(plan, hidden, ends, result)
+            rows = ends[sampling]
+        else:
+            hidden = self._forward(plan, last_only=True)
+            rows = np.array(sampling, dtype=np.int64)
         if not sampling:
             return lambda: result
-        rows = to_device(torch.from_numpy(ends[sampling]), self._device)
-        logits = self._model.logits(hidden.index_select(0, rows))
+        wanted = hidden.index_select(0, to_device(torch.from_numpy(rows), self._device))
+        logits = self._model.logits(wanted)
         return partial(_finish, plan, self._draw(plan, sampling, logits, masks), result)
 
-    def _forward(self, plan: StepPlan) -> torch.Tensor:
-        """Compute the hidden states of a step's tokens, (num_tokens, hidden_size)."""
+    def _forward(self, plan: StepPlan, *, last_only: bool) -> torch.Tensor:
+        """Compute the hidden states of a step's tokens, or of each request's last one."""
         batch = build_batch(plan, self._store.block_size)
         if self._device.type != "cpu":
             batch = batch.to(partial(to_device, device=self._device))
@@ -126,7 +131,8 @@ class ModelRunner:
             batch = replace(batch, token_ids=self._tokens_of(plan.requests))
         if self._recordings is not None and self._recordings.covers(plan.num_new_tokens):
             return self._recordings.replay(batch)
-        return self._model.forward(batch, self._attention)
+        last_only = last_only and batch.num_tokens > batch.num_requests
+        return self._model.forward(batch, self._attention, last_only=last_only)
 
     def _tokens_of(self, requests: Sequence[Request]) -> torch.Tensor:
         """Return what requests sampled last, (num_requests,), without waiting for it."""
@@ -184,6 +190,11 @@ class ModelRunner:
                 scores = token_logprobs(logits, to_device(ids, self._device), [num_top] * len(ids))
                 entries += scores.wait()
             result.prompt_logprobs[index] = entries
+
+
+def _wants_all_rows(request: Request) -> bool:
+    """Return whether hidden states of other tokens than a request's last one are of use."""
+    return request.pooling is not None or request.sampling.prompt_logprobs is not None
 
 
 def _finish(plan: StepPlan, sampled: _Sampled, result: StepResult) -> StepResult:

@@ -54,37 +54,6 @@ class TritonAttention:
         self._strides = store.keys(0).stride()[:3]
         self._width = max(16, triton.next_power_of_2(store.head_dim))
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        rotation: Rotation,
-        batch: ForwardBatch,
-        *,
-        scale: float,
-        window: int | None = None,
-    ) -> torch.Tensor:
-        """Rotate, store keys and values, then attend to all of them (see `Attention.attend`)."""
-        self.rotate_store(layer, q, k, v, rotation, batch)
-        return self._run(layer, q, batch, 0, _UNLIMITED, scale, window, None)
-
-    def partial(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        batch: ForwardBatch,
-        start: int,
-        stop: int,
-        *,
-        scale: float,
-        window: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attend to stored positions `start` to `stop` only (see `Attention.partial`)."""
-        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        return self._run(layer, q, batch, start, stop, scale, window, lse), lse
-
     def rotate_store(
         self,
         layer: int,
@@ -94,7 +63,7 @@ class TritonAttention:
         rotation: Rotation,
         batch: ForwardBatch,
     ) -> None:
-        """Rotate q in place, and store k, rotated, and v (see `Attention.attend`)."""
+        """Rotate q in place, and store k, rotated, and v (see `Attention.rotate_store`)."""
         num_tokens, num_kv_heads, head_dim = k.shape
         group, num_pairs = q.shape[1] // num_kv_heads, rotation.cos.shape[1]
         heads = triton.next_power_of_2(group)
@@ -120,6 +89,33 @@ class TritonAttention:
             BLOCK_SIZE=self.store.block_size,
             num_warps=min(8, max(1, heads * self._width // _ENTRIES_PER_WARP)),
         )
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Attend to all stored positions that a token sees (see `Attention.attend`)."""
+        return self._run(layer, q, batch, 0, _UNLIMITED, scale, window, None)
+
+    def partial(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
+        start: int,
+        stop: int,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend to stored positions `start` to `stop` only (see `Attention.partial`)."""
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        return self._run(layer, q, batch, start, stop, scale, window, lse), lse
 
     def _run(
         self,

@@ -91,7 +91,7 @@ class FlashInferAttention:
         self._plans: dict[tuple[int, float], Any] = {}
         self._wrappers: dict[tuple[bool, int, float], Any] = {}
 
-    def attend(
+    def rotate_store(
         self,
         layer: int,
         q: torch.Tensor,
@@ -99,12 +99,20 @@ class FlashInferAttention:
         v: torch.Tensor,
         rotation: Rotation,
         batch: ForwardBatch,
+    ) -> None:
+        """Rotate q in place, and store k, rotated, and v, in Triton: one kernel does it all."""
+        self._triton.rotate_store(layer, q, k, v, rotation, batch)
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        batch: ForwardBatch,
         *,
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Rotate, store keys and values, then attend to all of them (see `Attention.attend`)."""
-        self._triton.rotate_store(layer, q, k, v, rotation, batch)
+        """Attend to all stored positions that a token sees (see `Attention.attend`)."""
         plan = self._plan(q, batch, scale, -1 if window is None else window - 1)
         cache = (self.store.keys(layer), self.store.values(layer))
         out: torch.Tensor = plan.run(q.contiguous(), cache)
