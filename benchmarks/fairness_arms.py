@@ -4,8 +4,9 @@
     greedy-2   weight 1, keeps one for each seat
     modest     weight 2, sends at random a quarter of what the engine can do, half of its part
 
-All send prompts and answers of the same lengths, so that policies compute the same mixture and
-their throughput can be compared.
+All send prompts and answers of the same lengths, and the longer a prompt is, the longer is its
+answer: so policies compute the same mixture of the two, whomever they serve, and their throughput
+can be compared.
 
 Jain's index is taken over what each tenant received divided by what was due to it. Dividing by the
 weight alone would blame a policy for not forcing service on the modest tenant. What is due in a
@@ -16,12 +17,15 @@ end with the engine to itself, which an arm of its own measures with the same re
 times. Windows of 10 s begin every quarter of a second, the first with the first request; the figure
 is that of the worst one.
 
-Each arm is an engine of its own in this process, without a server. Arms take turns, in rounds.
+Each arm is an engine of its own in this process, without a server. The arms of a round, the modest
+tenant's included, take turns of a quarter of a second, and for each only its own turns are time: a
+machine's speed changes by more in a minute than the policies differ, and so changes for all alike.
 
 The last line on stdout is one JSON object:
     jain: by policy, Jain's index in the worst window.
     jain_median: by policy, in the median window.
-    throughput_ratio: by policy, weighted tokens per second divided by those of fcfs, median.
+    throughput_ratio: by policy, weighted tokens per second divided by those of fcfs in the same
+        round, median over rounds.
     gap: by policy, the largest service gap of the greedy tenants over any interval, in weighted
         tokens.
     gap_bound: what it stays below under vtc.
@@ -36,9 +40,9 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +68,8 @@ from evenflow.simulation.shapes import load_device, load_model, num_kv_blocks
 POLICIES = {"fcfs": Fcfs, "vtc": Vtc, "fair": Fair}
 WINDOW_S = 10.0
 SAMPLE_S = 0.25
+TURN_S = 0.25
+IDLE_S = 1e-3
 GREEDY = {TenantId("greedy-1"): 3, TenantId("greedy-2"): 1}
 MODEST = TenantId("modest")
 MODEST_PART = 0.25
@@ -71,12 +77,40 @@ WEIGHTS = {**dict.fromkeys(GREEDY, 1.0), MODEST: 2.0}
 BLOCK_SIZE = 16
 
 
+class TurnClock(VirtualClock):
+    """An arm's own time: what it is told to pass, and what passes elsewhere during its turns.
+
+    Args:
+        source: shows what passes elsewhere.
+    """
+
+    def __init__(self, source: Clock) -> None:
+        super().__init__()
+        self._source = source
+        self._begun_s: float | None = None
+
+    def now_s(self) -> float:
+        """Return the arm's time."""
+        if self._begun_s is None:
+            return super().now_s()
+        return super().now_s() + self._source.now_s() - self._begun_s
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let time pass."""
+        self._begun_s = self._source.now_s()
+        yield
+        self.advance(self._source.now_s() - self._begun_s)
+        self._begun_s = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """Where the arms run.
 
     Attributes:
-        executor: returns one that passes time on a clock, and the clock.
+        executor: returns one for an arm, and the clock on which it passes time. What it computes
+            for one arm may write over the KV of others: tokens are not looked at.
         limits: of the model.
         num_blocks: KV blocks.
         max_num_seqs: most running requests.
@@ -85,7 +119,7 @@ class World:
         output_tokens: shortest and longest answer.
     """
 
-    executor: Callable[[], tuple[Executor, Clock]]
+    executor: Callable[[], tuple[Executor, TurnClock]]
     limits: ModelLimits
     num_blocks: int
     max_num_seqs: int
@@ -121,7 +155,7 @@ def real_world(model: str = "smollm2") -> World:
     runtime = build_runtime(config)
     runtime.warm_up()
     return World(
-        executor=lambda: (runtime.executor, MonotonicClock()),
+        executor=lambda: (runtime.executor, TurnClock(MonotonicClock())),
         limits=runtime.engine.limits,
         num_blocks=512,
         max_num_seqs=8,
@@ -136,8 +170,8 @@ def simulated_world(model_name: str = "llama-3-8b", device_name: str = "a10") ->
     model, device = load_model(model_name), load_device(device_name)
     costs = RooflineCosts(model, device)
 
-    def executor() -> tuple[Executor, Clock]:
-        clock = VirtualClock()
+    def executor() -> tuple[Executor, TurnClock]:
+        clock = TurnClock(VirtualClock())
         return SimulatedExecutor(costs, clock), clock
 
     return World(
@@ -206,6 +240,9 @@ class Arm:
         modest_rate: requests per second of the modest tenant.
         seed: of lengths and arrivals.
         is_alone: whether the greedy ones stay away.
+
+    Attributes:
+        run: what it did so far.
     """
 
     def __init__(
@@ -217,6 +254,7 @@ class Arm:
         *,
         is_alone: bool = False,
     ) -> None:
+        self.run = Run()
         self._world = world
         executor, self._clock = world.executor()
         scheduler = Scheduler(
@@ -236,49 +274,48 @@ class Arm:
         self._greedy = {} if is_alone else GREEDY
         self._num_added = 0
 
-    def run(self, duration_s: float) -> Run:
-        """Serve for so long."""
-        engine, clock, run = self._engine, self._clock, Run()
-        service = engine.scheduler.service.service_tokens
-        started_s = clock.now_s()
-        next_sample_s = 0.0
-        while (elapsed_s := clock.now_s() - started_s) < duration_s:
-            self._send(elapsed_s)
-            if elapsed_s >= next_sample_s:
-                run.at_s.append(elapsed_s)
-                run.served.append([service(tenant) for tenant in WEIGHTS])
-                next_sample_s = elapsed_s + SAMPLE_S
-            if not engine.has_work:
-                self._rest(self._modest_next_s - elapsed_s)
-            for delta in engine.step():
-                metrics = delta.metrics
-                if metrics is None:
-                    continue
-                self._num_live[metrics.tenant_id] -= 1
-                if metrics.tenant_id == MODEST and metrics.ttft_s is not None:
-                    run.modest_ttft_s.append(metrics.ttft_s)
-        return run
+    def take_turn(self, until_s: float) -> None:
+        """Serve until so much of the arm's time has passed since it began."""
+        with self._clock.turn():
+            while (now_s := self._clock.now_s()) < until_s:
+                self._send(now_s)
+                self._sample(now_s)
+                if self._engine.has_work:
+                    self._step()
+                else:  # the modest tenant is alone, and not there
+                    self._clock.advance(IDLE_S)
 
-    def _rest(self, seconds: float) -> None:
-        """Wait for the modest tenant, who is alone."""
-        seconds = min(seconds, SAMPLE_S)
-        if isinstance(self._clock, VirtualClock):
-            self._clock.advance(seconds)
-        else:
-            time.sleep(seconds)
+    def _sample(self, now_s: float) -> None:
+        """Write down what tenants have got, if it is time."""
+        if not self.run.at_s or now_s >= self.run.at_s[-1] + SAMPLE_S:
+            service = self._engine.scheduler.service.service_tokens
+            self.run.at_s.append(now_s)
+            self.run.served.append([service(tenant) for tenant in WEIGHTS])
 
-    def _send(self, elapsed_s: float) -> None:
+    def _step(self) -> None:
+        for delta in self._engine.step():
+            metrics = delta.metrics
+            if metrics is None:
+                continue
+            self._num_live[metrics.tenant_id] -= 1
+            if metrics.tenant_id == MODEST and metrics.ttft_s is not None:
+                self.run.modest_ttft_s.append(metrics.ttft_s)
+
+    def _send(self, now_s: float) -> None:
         for tenant_id, num_per_seat in self._greedy.items():
             while self._num_live[tenant_id] < num_per_seat * self._world.max_num_seqs:
                 self._add(tenant_id)
-        while self._modest_next_s <= elapsed_s:
+        while self._modest_next_s <= now_s:
             self._add(MODEST)
             self._modest_next_s += self._rngs[MODEST].exponential(1 / self._modest_rate)
 
     def _add(self, tenant_id: TenantId) -> None:
         rng, world = self._rngs[tenant_id], self._world
-        num_prompt = int(rng.integers(*world.prompt_tokens, endpoint=True))
-        num_output = int(rng.integers(*world.output_tokens, endpoint=True))
+        size = rng.random()
+        num_prompt, num_output = (
+            round(shortest + size * (longest - shortest))
+            for shortest, longest in (world.prompt_tokens, world.output_tokens)
+        )
         prompt = rng.integers(world.limits.vocab_size, size=num_prompt).tolist()
         params = SamplingParams(max_tokens=num_output, temperature=0.0, ignore_eos=True)
         self._engine.add_request(str(self._num_added), prompt, params, tenant_id=tenant_id)
@@ -286,24 +323,33 @@ class Arm:
         self._num_live[tenant_id] += 1
 
 
+def take_turns(arms: Sequence[Arm], duration_s: float) -> None:
+    """Let every arm serve for so long, a little at a time."""
+    for number in range(1, round(duration_s / TURN_S) + 1):
+        for arm in arms:
+            arm.take_turn(number * TURN_S)
+
+
 def fairness_arms(world: World, *, duration_s: float, num_rounds: int = 1) -> dict[str, Any]:
     """Run all policies; return the object that this module prints.
 
     Args:
         world: where.
-        duration_s: of each arm in each round; some times `WINDOW_S`.
+        duration_s: of each arm in each round; some times `WINDOW_S`, whole turns.
         num_rounds: how often all arms run.
     """
-    capacity = Arm(world, "fcfs", 0.0, 0).run(2 * WINDOW_S).throughput
-    modest_rate = MODEST_PART * capacity / world.request_tokens
+    saturated = Arm(world, "fcfs", 0.0, 0)
+    take_turns([saturated], 2 * WINDOW_S)
+    modest_rate = MODEST_PART * saturated.run.throughput / world.request_tokens
     runs: dict[str, list[Run]] = {policy: [] for policy in POLICIES}
     indices: dict[str, list[float]] = {policy: [] for policy in POLICIES}
     for seed in range(num_rounds):
-        alone = Arm(world, "fcfs", modest_rate, seed, is_alone=True).run(duration_s)
-        for policy in POLICIES:
-            run = Arm(world, policy, modest_rate, seed).run(duration_s)
-            runs[policy].append(run)
-            indices[policy] += run.jain(alone)
+        alone = Arm(world, "fcfs", modest_rate, seed, is_alone=True)
+        arms = {policy: Arm(world, policy, modest_rate, seed) for policy in POLICIES}
+        take_turns([alone, *arms.values()], duration_s)
+        for policy, arm in arms.items():
+            runs[policy].append(arm.run)
+            indices[policy] += arm.run.jain(alone.run)
     ttft_s = {
         policy: [x for run in done for x in run.modest_ttft_s] for policy, done in runs.items()
     }
@@ -338,7 +384,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="of the real world")
     args = parser.parse_args()
     world = real_world(args.model) if args.world == "real" else simulated_world()
-    duration_s, num_rounds = (15.0, 1) if args.quick else (30.0, 3)
+    duration_s, num_rounds = 30.0, 3 if args.world == "real" else 12
+    if args.quick:
+        duration_s, num_rounds = 15.0, 1
     result = fairness_arms(world, duration_s=duration_s, num_rounds=num_rounds)
     for policy in POLICIES:
         print(
