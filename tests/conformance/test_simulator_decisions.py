@@ -195,7 +195,7 @@ def test_simulator_decides_as_the_engine_does(
             assert who == same, step
             # A stride does not say where each of its steps lay, but where the next one does.
             assert blocks in ([], there), step
-        coasts = not load_policy(policy).ranks_tenants and settings.host is None
+        coasts = not load_policy(policy).charges.held_token_s and settings.host is None
         assert any(not blocks for _, blocks in decided) == coasts
         assert (settings.host is not None) == bool(result.num_bytes_moved)
         assert (name != "roomy") == bool(result.num_preemptions.any())

@@ -36,9 +36,9 @@ Arrival = tuple[float, int, int, int, str, int]
 
 arrivals = st.lists(
     st.tuples(
-        st.integers(0, 400).map(lambda n: n / 64),  # when
-        st.integers(1, 40),  # prompt tokens
-        st.integers(1, 60),  # output tokens
+        st.just(0.0) | st.integers(0, 400).map(lambda n: n / 64),  # when
+        st.just(5) | st.integers(1, 40),  # prompt tokens
+        st.just(9) | st.integers(1, 60),  # output tokens; several often end at once
         st.integers(0, 3),  # which text the prompt is of
         st.sampled_from(["blue", "green"]),
         st.integers(0, 2),  # priority
@@ -74,6 +74,8 @@ def snapshot(engine: Engine) -> list[Any]:
         )
         for request in scheduler.running
     ]
+    if scheduler.policy.ranks_tenants:
+        running.sort()  # they are ranked anew before anybody looks at their order
     waiting = [request.request_id for request in scheduler.waiting]
     service = dict(scheduler.service.num_output_tokens)
     return [running, waiting, kv.stats(), list(kv.block_map()), service]
@@ -149,11 +151,43 @@ ONE_SEAT = {
     "enable_prefix_caching": False,
     "max_model_len": 100,
 }
+OUSTED = [(0.0, 1, 5, 0, "green", 2), (0.03125, 9, 9, 0, "blue", 1)]
+
+SIX_SEATS = ONE_SEAT | {
+    "num_blocks": 26,
+    "block_size": 4,
+    "max_num_seqs": 6,
+    "max_num_batched_tokens": 16,
+    "policy": "vtc",
+}
+LATER_TENANT_FIRST = [
+    *[(0.0, 5, 9, 0, "blue", 0)] * 7,
+    (0.0, 5, 9, 0, "green", 0),
+    (0.0, 24, 9, 0, "green", 0),
+]
+
+THREE_SEATS = ONE_SEAT | {
+    "num_blocks": 26,
+    "block_size": 1,
+    "max_num_seqs": 3,
+    "max_num_batched_tokens": 10,
+    "enable_prefix_caching": True,
+}
+ENDS_BEFORE_A_PROMPT = [
+    *[(0.0, 5, 9, 0, "blue", 0)] * 3,
+    *[(0.0, 5, 9, 0, "blue", 1)] * 5,
+    (0.0, 5, 30, 0, "blue", 0),
+    (0.0, 5, 15, 0, "blue", 0),
+    (0.0, 33, 9, 1, "blue", 0),
+    (0.015625, 5, 9, 0, "blue", 0),
+]
 
 
 @settings(max_examples=150, deadline=None)
 @given(arrivals, engines, st.booleans())
-@example([(0.0, 1, 5, 0, "green", 2), (0.03125, 9, 9, 0, "blue", 1)], ONE_SEAT, True)  # ousted
+@example(OUSTED, ONE_SEAT, True)
+@example(LATER_TENANT_FIRST, SIX_SEATS, True)
+@example(ENDS_BEFORE_A_PROMPT, THREE_SEATS, False)
 def test_coasting_leaves_behind_what_single_steps_do(
     rows: list[Arrival], options: dict[str, Any], lands: bool
 ) -> None:
@@ -188,6 +222,20 @@ def test_steps_list_none_of_those_who_coast() -> None:
     assert listed == [[str(number)] for number in range(6)]
     coast.land()
     assert [r.num_output_tokens for r in engine.scheduler.running] == [6, 5, 4, 3, 2, 1]
+
+
+def test_those_who_end_beside_a_single_step_end_by_rank() -> None:
+    engine, _ = make_engine(policy="priority")
+    coast = Coast(engine.scheduler)
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    ended = []
+    for names in (("last", "first"), ("other",)):
+        for name in names:
+            engine.add_request(name, [1] * 5, params, priority=name == "last")
+        coast.begin_single()
+        engine.step()
+        ended += engine.report(coast.end_single(0.0))
+    assert [delta.request_id for delta in ended] == ["first", "last"]
 
 
 def test_policy_that_leaves_out_a_decode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,26 +17,32 @@ it: the scheduler counts them, but the plan lists only the others. They land bef
 at how far they are, to say who gives up memory, and before a step that lacks memory for them. What
 a coast leaves behind is the same as what single steps do, block for block.
 
+Under a policy that ranks tenants by what they were given, their order may change with every token.
+While nobody waits that decides only who comes first within a step, where their ranks are looked up.
+
 It rests on what every policy promises: a running request that lacks one token gets it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from heapq import heappop, heappush, heapreplace
+from collections import Counter, deque
+from heapq import heappop, heappush
 
 from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import TenantId
 from evenflow.core.request import Request
 from evenflow.core.status import RequestStatus
-from evenflow.scheduling.following import ranks_stand_still, stands_still
-from evenflow.scheduling.policy import RankKey
+from evenflow.scheduling.following import stands_still
+from evenflow.scheduling.policy import rank_all
 from evenflow.scheduling.scheduler import Scheduler
 
 _ANY_TIME_S = 0.0  # for policies whose ranks do not change with time
 
-_Place = tuple[RankKey, int]  # no two requests have the same sequence number
+# (step, is it after it or before, the request's sequence number, is it the end, request); before a
+# step blocks are begun, and after it full ones are made known.
+_Event = tuple[int, bool, int, bool, Request]
+_Stop = tuple[int] | tuple[int, bool]
 
 
 class Coast:
@@ -69,10 +75,12 @@ class Coast:
         self._step = 0
         self._base: dict[Request, int] = {}  # step n computes token `base + n`
         self._num_of_tenant: Counter[TenantId] = Counter()
-        # Heaps. An event is (step, is it after it or before, whose, is it the end, request); before
-        # a step blocks are begun, and after it full ones are made known.
-        self._events: list[tuple[int, bool, _Place, bool, Request]] = []
-        self._ends: list[int] = []  # steps
+        self._num_charged = 0  # steps whose tokens tenants are charged for
+        self._events: list[_Event] = []  # a heap
+        self._ends: list[int] = []  # a heap of steps
+        # What is left to do after a single step, in order, and where each request stands in that.
+        self._due: deque[_Event] | None = None
+        self._places: dict[Request, int] = {}
         self.num_context_tokens = 0
         if _may_coast(scheduler):
             for request in scheduler.running:
@@ -84,17 +92,17 @@ class Coast:
         is_behind = request.num_computed_tokens + 1 < num_tokens
         if is_behind or num_tokens == request.num_tokens_when_admitted:
             return
-        kv, place = self._scheduler.kv, self._place(request)
+        kv, number = self._scheduler.kv, request.sequence_number
         self._base[request] = base = num_tokens - 1 - self._step
         self._num_of_tenant[request.tenant_id] += 1
         self.num_context_tokens += num_tokens
         first_short = kv.table(request.request_id).capacity_tokens + 1
-        heappush(self._events, (first_short - base, False, place, False, request))
+        heappush(self._events, (first_short - base, False, number, False, request))
         if kv.enable_prefix_caching:
             next_full = kv.next_full(request.request_id)
-            heappush(self._events, (next_full - base, True, place, False, request))
+            heappush(self._events, (next_full - base, True, number, False, request))
         end = request.max_num_tokens - 1 - base
-        heappush(self._events, (end, True, place, True, request))
+        heappush(self._events, (end, True, number, True, request))
         heappush(self._ends, end)
 
     def max_steps(self) -> int:
@@ -124,6 +132,7 @@ class Coast:
             self._note_peak()
         self._run_until((self._step + 1,), now_s)
         self._note_peak()
+        self._charge(self._step)
         return self._take_ended()
 
     def begin_single(self) -> None:
@@ -146,8 +155,10 @@ class Coast:
     def end_single(self, now_s: float) -> list[Request]:
         """The single step is over: return who ended of those who coasted beside it."""
         scheduler = self._scheduler
-        self._drop_preempted()
-        self._run_until((self._step + 1,), now_s)
+        for event in self._after_single():
+            self._happen(event, now_s)
+        self._due = None
+        self._charge(self._step)
         scheduler.residents.coasting = set()
         scheduler.residents.before_look = None
         scheduler.before_turn = None
@@ -168,8 +179,13 @@ class Coast:
     def _advance(self, num_steps: int) -> None:
         self._step += num_steps
         self.num_context_tokens += num_steps * len(self._base)
-        for tenant_id, num_requests in self._num_of_tenant.items():
-            self._scheduler.service.num_output_tokens[tenant_id] += num_steps * num_requests
+
+    def _charge(self, step: int) -> None:
+        """Charge tenants for the tokens of those who coast, up to those of a step."""
+        num_steps, self._num_charged = step - self._num_charged, step
+        if num_steps:
+            for tenant_id, num_requests in self._num_of_tenant.items():
+                self._scheduler.service.num_output_tokens[tenant_id] += num_steps * num_requests
 
     def _land_before_look(self) -> None:
         """A single step is being planned, and it matters how far everybody is."""
@@ -178,8 +194,19 @@ class Coast:
 
     def _take_turn(self, request: Request, now_s: float) -> None:
         """In a single step it is the turn of a request that does not coast."""
-        self._drop_preempted()
-        self._run_until((self._step, True, self._place(request)), now_s)
+        due = self._after_single()
+        while due and self._places[due[0][-1]] < self._places[request]:
+            self._happen(due.popleft(), now_s)
+
+    def _after_single(self) -> deque[_Event]:
+        """Return what is left to do after a single step, in the order in which it was planned."""
+        if self._due is None:
+            self._drop_preempted()
+            due = [event for event in self._pop((self._step + 1,)) if event[-1] in self._base]
+            running = self._scheduler.running if due else ()
+            self._places = places = {request: place for place, request in enumerate(running)}
+            self._due = deque(sorted(due, key=lambda event: (places[event[-1]], event)))
+        return self._due
 
     def _drop_preempted(self) -> None:
         """Let go of those who were preempted in a single step, and had no token in it."""
@@ -187,38 +214,56 @@ class Coast:
         if scheduler.num_preemptions != self._num_preemptions:
             for request in self._base.keys() - scheduler.plan.coasting:
                 self._leave(request)
-                scheduler.service.num_output_tokens[request.tenant_id] -= 1
 
-    def _run_until(
-        self, stop: tuple[int] | tuple[int, bool] | tuple[int, bool, _Place], now_s: float
-    ) -> None:
+    def _run_until(self, stop: _Stop, now_s: float) -> None:
         """Do what single steps would have done by now.
 
         Args:
-            stop: the event before which to stop, or its beginning.
+            stop: before which events to stop.
             now_s: when the last step is over.
         """
-        kv, events = self._scheduler.kv, self._events
-        while events and events[0] < stop:
-            step, is_after, place, is_end, request = events[0]
-            if is_end or request not in self._base:
-                heappop(events)
-                if request in self._base:
-                    self._end(request, now_s)
-                continue
-            num_tokens = self._base[request] + step
-            if is_after:
-                self._write(request, step)
-                kv.commit(request, num_tokens)
-            elif not kv.ensure(request.request_id, num_tokens):
-                name = request.request_id
-                raise IntegrityError(f"{name} ran out of memory where there was enough")
-            heapreplace(events, (step + kv.block_size, is_after, place, False, request))
+        while self._events and self._events[0] < stop:
+            step, is_after, *_ = self._events[0]
+            self._charge(step - 1)
+            alike = self._pop((step + 1,) if is_after else (step, True))
+            for event in self._by_rank(alike):
+                self._happen(event, now_s)
+
+    def _pop(self, stop: _Stop) -> list[_Event]:
+        """Take out the events before `stop`."""
+        events: list[_Event] = []
+        while self._events and self._events[0] < stop:
+            events.append(heappop(self._events))
+        return events
+
+    def _by_rank(self, events: list[_Event]) -> list[_Event]:
+        """Sort events of a step by the rank that the requests have in it."""
+        if len(events) == 1:
+            return events
+        keys = rank_all(self._scheduler.policy, [event[-1] for event in events], self._view)
+        return [event for _, event in sorted(zip(keys, events, strict=True))]
+
+    def _happen(self, event: _Event, now_s: float) -> None:
+        step, is_after, number, is_end, request = event
+        if request not in self._base:
+            return
+        if is_end:
+            self._end(request, now_s)
+            return
+        kv, num_tokens = self._scheduler.kv, self._base[request] + step
+        if is_after:
+            self._write(request, step)
+            kv.commit(request, num_tokens)
+        elif not kv.ensure(request.request_id, num_tokens):
+            name = request.request_id
+            raise IntegrityError(f"{name} ran out of memory where there was enough")
+        heappush(self._events, (step + kv.block_size, is_after, number, False, request))
 
     def _end(self, request: Request, now_s: float) -> None:
         self._write(request, self._step)
         self.num_context_tokens -= len(request.token_ids)
         self._leave(request)
+        self._scheduler.service.num_output_tokens[request.tenant_id] += 1  # of its last step
         heappop(self._ends)
         self._scheduler.finish(request, RequestStatus.FINISHED_LENGTH, now_s, "length limit")
         self._ended.append(request)
@@ -244,11 +289,6 @@ class Coast:
         request.token_ids += request.token_ids[-1:] * num_tokens
         request.num_computed_tokens += num_tokens
 
-    def _place(self, request: Request) -> _Place:
-        """Return where a request stands in the ranking, which does not change with time."""
-        (key,) = self._scheduler.policy.rank([request], self._view)
-        return key, request.sequence_number
-
     def _note_peak(self) -> None:
         kv = self._scheduler.kv
         self.peak_blocks = max(self.peak_blocks, kv.num_blocks - kv.num_available_blocks)
@@ -269,7 +309,7 @@ class Coast:
 
 def _may_coast(scheduler: Scheduler) -> bool:
     """Return whether nothing but a request's own tokens concerns those who decode."""
-    kv = scheduler.kv
-    if not ranks_stand_still(scheduler):
-        return False  # with every token, tenants may change places
+    kv, policy = scheduler.kv, scheduler.policy
+    if policy.rank_changes_with_time or policy.charges.held_token_s:
+        return False  # it matters how long every single step takes
     return not kv.has_shared_tables and kv.residency is None and not scheduler.is_paused

@@ -89,6 +89,7 @@ class Policy(Protocol):
         """Return a key for each tenant; all requests of the smallest come first.
 
         Asked in every step, if `ranks_tenants`. Among tenants with equal keys `rank` decides.
+        Keys may depend on the time only if ranks change with time.
         """
         return [()] * len(tenant_ids)
 
