@@ -34,14 +34,15 @@ from evenflow.core.ids import TenantId
 from evenflow.core.request import Request
 from evenflow.core.status import RequestStatus
 from evenflow.scheduling.following import stands_still
-from evenflow.scheduling.policy import rank_all
+from evenflow.scheduling.policy import RankKey, rank_all
 from evenflow.scheduling.scheduler import Scheduler
 
 _ANY_TIME_S = 0.0  # for policies whose ranks do not change with time
 
-# (step, is it after it or before, the request's sequence number, is it the end, request); before a
-# step blocks are begun, and after it full ones are made known.
-_Event = tuple[int, bool, int, bool, Request]
+_Place = tuple[RankKey, int]
+# (step, is it after it or before, the request's place, is it the end, request); before a step
+# blocks are begun, and after it full ones are made known.
+_Event = tuple[int, bool, _Place, bool, Request]
 _Stop = tuple[int] | tuple[int, bool]
 
 
@@ -92,17 +93,17 @@ class Coast:
         is_behind = request.num_computed_tokens + 1 < num_tokens
         if is_behind or num_tokens == request.num_tokens_when_admitted:
             return
-        kv, number = self._scheduler.kv, request.sequence_number
+        kv, place = self._scheduler.kv, self._place(request)
         self._base[request] = base = num_tokens - 1 - self._step
         self._num_of_tenant[request.tenant_id] += 1
         self.num_context_tokens += num_tokens
         first_short = kv.table(request.request_id).capacity_tokens + 1
-        heappush(self._events, (first_short - base, False, number, False, request))
+        heappush(self._events, (first_short - base, False, place, False, request))
         if kv.enable_prefix_caching:
             next_full = kv.next_full(request.request_id)
-            heappush(self._events, (next_full - base, True, number, False, request))
+            heappush(self._events, (next_full - base, True, place, False, request))
         end = request.max_num_tokens - 1 - base
-        heappush(self._events, (end, True, number, True, request))
+        heappush(self._events, (end, True, place, True, request))
         heappush(self._ends, end)
 
     def max_steps(self) -> int:
@@ -222,11 +223,14 @@ class Coast:
             stop: before which events to stop.
             now_s: when the last step is over.
         """
-        while self._events and self._events[0] < stop:
-            step, is_after, *_ = self._events[0]
+        events, ranks_tenants = self._events, self._scheduler.policy.ranks_tenants
+        while events and events[0] < stop:
+            if not ranks_tenants:
+                self._happen(heappop(events), now_s)
+                continue
+            step, is_after, *_ = events[0]
             self._charge(step - 1)
-            alike = self._pop((step + 1,) if is_after else (step, True))
-            for event in self._by_rank(alike):
+            for event in self._by_rank(self._pop((step + 1,) if is_after else (step, True))):
                 self._happen(event, now_s)
 
     def _pop(self, stop: _Stop) -> list[_Event]:
@@ -244,7 +248,7 @@ class Coast:
         return [event for _, event in sorted(zip(keys, events, strict=True))]
 
     def _happen(self, event: _Event, now_s: float) -> None:
-        step, is_after, number, is_end, request = event
+        step, is_after, place, is_end, request = event
         if request not in self._base:
             return
         if is_end:
@@ -257,9 +261,10 @@ class Coast:
         elif not kv.ensure(request.request_id, num_tokens):
             name = request.request_id
             raise IntegrityError(f"{name} ran out of memory where there was enough")
-        heappush(self._events, (step + kv.block_size, is_after, number, False, request))
+        heappush(self._events, (step + kv.block_size, is_after, place, False, request))
 
     def _end(self, request: Request, now_s: float) -> None:
+        self._charge(self._step - 1)
         self._write(request, self._step)
         self.num_context_tokens -= len(request.token_ids)
         self._leave(request)
@@ -288,6 +293,11 @@ class Coast:
         num_tokens = self._base[request] + step - request.num_computed_tokens
         request.token_ids += request.token_ids[-1:] * num_tokens
         request.num_computed_tokens += num_tokens
+
+    def _place(self, request: Request) -> _Place:
+        """Return where a request stands among those of its tenant, which does not change."""
+        (key,) = self._scheduler.policy.rank([request], self._view)
+        return key, request.sequence_number
 
     def _note_peak(self) -> None:
         kv = self._scheduler.kv
