@@ -111,9 +111,7 @@ def test_triton_attend_stores_keys_and_values_in_their_layer_only(dtype: torch.d
 
 @pytest.mark.parametrize("num_pairs", [32, 12])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
-def test_triton_rotates_as_fp64_does_and_rounds_once(
-    dtype: torch.dtype, num_pairs: int
-) -> None:
+def test_triton_rotates_as_fp64_does_and_rounds_once(dtype: torch.dtype, num_pairs: int) -> None:
     scene = build(on_device(Case(((17, 5), (9, 1)), 2, 3, 64, 16, num_pairs=num_pairs), dtype))
     angles = torch.randn(6, num_pairs, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     rotation = Rotation((10 * angles).cos(), (10 * angles).sin())
