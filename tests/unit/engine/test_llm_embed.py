@@ -133,7 +133,7 @@ def test_embed_refuses_what_is_too_long_and_leaves_nothing_behind(
 
 
 def test_embed_says_why_a_text_failed(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaged(*_args: object) -> torch.Tensor:
+    def damaged(*_args: object, **_options: object) -> torch.Tensor:
         return torch.full((200, HIDDEN_SIZE), float("nan"))
 
     monkeypatch.setattr(llm.engine._executor._model, "forward", damaged)  # type: ignore[attr-defined]

@@ -142,8 +142,8 @@ def test_pooling_request_fails_alone_when_the_model_computes_nan() -> None:
     model = engine._executor._model  # type: ignore[attr-defined]
     plain = model.forward
 
-    def damaged(batch: object, attention: object) -> torch.Tensor:
-        hidden = plain(batch, attention)
+    def damaged(batch: object, attention: object, *, last_only: bool) -> torch.Tensor:
+        hidden = plain(batch, attention, last_only=last_only)
         hidden[batch.token_ids == 9] = float("nan")  # type: ignore[attr-defined]
         return hidden
 
