@@ -1,7 +1,7 @@
 """Rotary position embeddings: the angle by which each pair of a head turns at each position.
 
 Knows: the frequencies of every supported kind of rope scaling, in fp32.
-Does not know: heads, layers, how a rotation is applied (`Attention.attend`).
+Does not know: heads, layers, how a rotation is applied (`Attention.rotate_store`).
 
 Invariants:
     Row p of a table depends on p alone, so a token is rotated alike in every batch.
