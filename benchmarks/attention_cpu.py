@@ -1,10 +1,10 @@
-"""Paged attention on the CPU: our kernels, both KV layouts, fp32 and bf16, and torch's attention.
+"""Paged attention on the CPU: our kernels, both KV layouts, all KV types, and torch's attention.
 
 Each way attends over the same requests with its own KV memory of several layers:
 
 - `native`, `portable`: our kernels in C++ (the best set the processor can run) and in numba, over
   scattered block-first blocks of fp32; `avx2` and so on: another set, where --isa names it;
-- `layer_first`, `bf16`: `native` over the other layout, and over blocks of bf16;
+- `layer_first`, `bf16`, `int8`: `native` over the other layout, and over blocks of other types;
 - `contiguous`: torch's scaled_dot_product_attention, once per request, over keys and values that
   already lie contiguously, as in no paged cache (a bound);
 - `gathered`: the same over keys and values gathered from scattered blocks first;
@@ -43,6 +43,7 @@ from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.cpu_kernels import CpuKernels, portable_kernels
 from evenflow.execution.kernels.native.library import ISAS, load_native_kernels
+from evenflow.execution.torch.kv_rows import KV_DTYPES, encode
 from evenflow.execution.torch.kv_store import KVLayout, KVStore
 
 NUM_LAYERS = 4  # more memory than one layer's, as in a model: the caches do not keep it all
@@ -78,7 +79,7 @@ def main() -> None:
             medians[name] = measure(ways(scene, kernels), seconds=6 if options.quick else 20)
         if kind == "decode":
             gbps[name] = {
-                way: scene.kv_bytes / (2 if way == "bf16" else 1) / us / 1e3
+                way: scene.kv_bytes(KV_DTYPES.get(way, torch.float32)) / us / 1e3
                 for way, us in medians[name].items()
             }
         print(name, {way: round(us, 1) for way, us in medians[name].items()}, file=sys.stderr)
@@ -102,7 +103,6 @@ class Scene:
     """Requests that have context and a few new tokens each.
 
     Attributes:
-        kv_bytes: what keys and values of one layer take as fp32.
         q: (num_tokens, num_heads, head_dim).
         k: (num_tokens, num_kv_heads, head_dim).
         v: (num_tokens, num_kv_heads, head_dim).
@@ -120,7 +120,6 @@ class Scene:
         self.num_requests, self.num_new, self.context = num_requests, num_new, context
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.num_blocks = num_requests * -(-context // BLOCK_SIZE)
-        self.kv_bytes = 4 * 2 * num_requests * context * num_kv_heads * head_dim
         tables = torch.randperm(self.num_blocks).view(num_requests, -1)
         where = torch.arange(context - num_new, context)
         slots = tables[:, where // BLOCK_SIZE] * BLOCK_SIZE + where % BLOCK_SIZE
@@ -139,6 +138,11 @@ class Scene:
         cos = torch.ones(num_tokens, head_dim // 2)
         self.rotation = Rotation(cos, torch.zeros_like(cos))
 
+    def kv_bytes(self, dtype: torch.dtype) -> int:
+        """Return what keys and values of one layer take."""
+        shape = (1, self.num_kv_heads, self.head_dim, self.num_requests * self.context)
+        return KVStore.bytes_per_block(*shape, dtype)
+
     def store(
         self, layout: KVLayout = "block_first", dtype: torch.dtype = torch.float32
     ) -> KVStore:
@@ -152,7 +156,8 @@ class Scene:
             layout,
             dtype,
         )
-        store.data.normal_()
+        entries = torch.randn(*store.blocks.shape[:-1], self.head_dim)
+        store.blocks.copy_(encode(entries, dtype))
         return store
 
     def ours(self, store: KVStore, kernels: CpuKernels) -> Way:
@@ -172,8 +177,9 @@ def ways(scene: Scene, kernels: dict[str, CpuKernels]) -> dict[str, Way]:
     native = kernels["native"]
     found = {name: scene.ours(scene.store(), chosen) for name, chosen in kernels.items()}
     found["layer_first"] = scene.ours(scene.store("layer_first"), native)
-    found["bf16"] = scene.ours(scene.store(dtype=torch.bfloat16), native)
-    memory = torch.randn(NUM_LAYERS, scene.kv_bytes // 4)
+    for name in ("bf16", "int8"):
+        found[name] = scene.ours(scene.store(dtype=KV_DTYPES[name]), native)
+    memory = torch.randn(NUM_LAYERS, scene.kv_bytes(torch.float32) // 4)
     return {**found, **torch_ways(scene), "read": lambda layer: memory[layer].sum()}
 
 

@@ -133,10 +133,11 @@ def _peak_kib(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def evenflow(model: str, linear: str) -> Driver:
-    """Return this project under one choice of `--linear`."""
+def evenflow(model: str, *, linear: str, kv_cache_dtype: str) -> Driver:
+    """Return this project under one choice of `--linear` and of `--kv-cache-dtype`."""
     name = "evenflow" if linear == "auto" else f"evenflow-{linear}"
-    return Driver(name, [sys.executable, str(_DRIVERS / "evenflow_driver.py"), model, linear])
+    settings = [f"linear={linear}", f"kv_cache_dtype={kv_cache_dtype}"]
+    return Driver(name, [sys.executable, str(_DRIVERS / "evenflow_driver.py"), model, *settings])
 
 
 def find_peers(cache: Path, gguf: Path, max_requests: int, max_tokens: int) -> dict[str, Driver]:

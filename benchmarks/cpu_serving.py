@@ -1,7 +1,7 @@
 """Serving speed on the CPU, end to end, against other engines on the same model and prompts.
 
 Every engine completes the same prompts of random tokens greedily to the same length, with N
-requests at once. evenflow is measured through its Python API with default settings, so with
+requests at once. evenflow is measured through its Python API, so with
 scheduling, sampling and detokenising. Each engine has a process of its own and all cores. Engines
 take turns within a round, the others stopped meanwhile (SIGSTOP); rounds are repeated, and the
 median is taken of the ratios within rounds, so that a machine whose speed drifts slows all alike.
@@ -25,11 +25,15 @@ Loads: prompts of 128 tokens and 128 new ones, 1, 8 and 32 requests at once; pro
 and 64 new ones, 8 and 32 at once, in one round of three; one prompt of 512 tokens up to its first
 new token ("prefill").
 
+evenflow's settings are the default ones, but for --kv-cache-dtype if given: OpenVINO keeps keys and
+values in 8 bits, which `--kv-cache-dtype int8` makes evenflow do, too.
+
 The last line on stdout is one JSON object; loads are named 1, 8, 32, 8x512, 32x512 and prefill:
     ratio: by peer and load, evenflow's tokens/s divided by the peer's; median over rounds.
     tokens_per_s: by engine and load, output tokens per second; median over rounds.
     prefill_tokens_per_s: by engine, prompt tokens per second of the load "prefill".
-    kl, top1: of quantised computing (w4a8) against fp32, on 20,000 tokens (`quality.py`).
+    kl, top1: of what evenflow computes (w4a8, keys and values included) against fp32, on 20,000
+        tokens (`quality.py`).
     ceiling: what the machine allows (`cpu_ceilings.py`): `read_gb_per_s`, `fp32_gflop_per_s` and
         `int8_gop_per_s` as measured; by load `step_mb`, the weights and KV that its last step
         reads, `memory_tokens_per_s` and `products_tokens_per_s`, the bounds that reading and
@@ -41,6 +45,7 @@ The last line on stdout is one JSON object; loads are named 1, 8, 32, 8x512, 32x
     overhead_ratio: by load, the share of evenflow's step time spent in scheduling, update and emit.
 
 Usage: python benchmarks/cpu_serving.py [--quick] [--rounds N] [--peers NAME ...] [--model smollm2]
+           [--kv-cache-dtype auto]
 """
 
 from __future__ import annotations
@@ -77,6 +82,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="one that is a GGUF file")
     parser.add_argument("--peers", nargs="*", help="default: all that are installed")
     parser.add_argument("--loads", nargs="+", help="names of loads; all by default")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="evenflow's; see its settings")
     parser.add_argument("--exact", action="store_true", help="measure --linear exact besides")
     parser.add_argument("--install", nargs="+", choices=sorted(PACKAGES), default=[])
     args = parser.parse_args()
@@ -87,14 +93,17 @@ def main() -> None:
         return
     started = time.perf_counter()
     checkpoint = open_checkpoint(resolve(args.model, cache_dir=cache))
-    backend = default_backend(args.model, checkpoint)
+    backend = our_backend(args, checkpoint)
     loads = [
         load
         for load in (QUICK_LOADS if args.quick else LOADS)
         if args.loads is None or load.name in args.loads
     ]
     machine = measure_machine()
-    engines = [evenflow(args.model, linear) for linear in ("auto", *["exact"] * args.exact)]
+    engines = [
+        evenflow(args.model, linear=linear, kv_cache_dtype=args.kv_cache_dtype)
+        for linear in ("auto", *["exact"] * args.exact)
+    ]
     engines += choose_peers(args, cache, checkpoint.path)
     logs = home(cache)
     logs.mkdir(parents=True, exist_ok=True)
@@ -108,11 +117,12 @@ def main() -> None:
     start_s = {engine.name: engine.start_s for engine in engines}
     most = max(loads, key=lambda load: (load.num_requests, -load.prompt))
     times = 1 if args.quick else FRESH_STARTS
-    start_s[OURS], peak_mb = start_afresh(args.model, most, logs, times)
+    start_s[OURS], peak_mb = start_afresh(args, most, logs, times)
     work = Work.of(checkpoint, backend)
     others = {"start_s": start_s, "peak_mb": peak_mb, "peak_limit_mb": peak_limit_mb(work, most)}
     if backend.linear != "exact":
-        quality = compare(args.model, backend.linear, QUICK_TOKENS if args.quick else TOKENS)
+        num_tokens = QUICK_TOKENS if args.quick else TOKENS
+        quality = compare(args.model, backend.linear, args.kv_cache_dtype, num_tokens)
         others |= {"kl": quality.kl, "top1": quality.top1}
     report(samples, ceilings(machine, work, loads, samples), others)
     print(f"took {time.perf_counter() - started:.0f} s", file=sys.stderr)
@@ -136,13 +146,16 @@ def choose_peers(args: argparse.Namespace, cache: Path, gguf: Path) -> list[Driv
     return chosen
 
 
-def default_backend(model: str, checkpoint: Checkpoint) -> Backend:
-    """Return what evenflow computes with if not told."""
-    config = load_config({"model": model}).config
+def our_backend(args: argparse.Namespace, checkpoint: Checkpoint) -> Backend:
+    """Return what evenflow computes with."""
+    settings = {"model": args.model, "kv_cache_dtype": args.kv_cache_dtype}
+    config = load_config(settings).config
     return choose_backend(config, checkpoint.spec, is_quantised=checkpoint.is_quantised())
 
 
-def start_afresh(model: str, load: Load, logs: Path, times: int) -> tuple[float, float]:
+def start_afresh(
+    args: argparse.Namespace, load: Load, logs: Path, times: int
+) -> tuple[float, float]:
     """Start evenflow some times by itself.
 
     Returns:
@@ -150,7 +163,7 @@ def start_afresh(model: str, load: Load, logs: Path, times: int) -> tuple[float,
     """
     starts_s, peak_mb = [], 0.0
     for number in range(times):
-        engine = evenflow(model, "auto")
+        engine = evenflow(args.model, linear="auto", kv_cache_dtype=args.kv_cache_dtype)
         try:
             engine.start(logs / f"{engine.name}-driver.log")
             starts_s.append(engine.start_s)

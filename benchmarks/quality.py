@@ -10,7 +10,8 @@ The last line on stdout is one JSON object:
     perplexity: of the text, in fp32 and quantised.
     num_tokens: positions compared.
 
-Usage: python benchmarks/quality.py [--quick] [--linear w4a8] [--model smollm2] [--tokens 20000]
+Usage: python benchmarks/quality.py [--quick] [--linear w4a8] [--kv-cache-dtype auto]
+           [--model smollm2] [--tokens 20000]
 """
 
 from __future__ import annotations
@@ -65,10 +66,12 @@ class Scorer:
     Args:
         model: a short name, a path or a Hugging Face id.
         linear: as the setting `--linear`.
+        kv_cache_dtype: as the setting `--kv-cache-dtype`.
     """
 
-    def __init__(self, model: str, linear: str) -> None:
-        config = load_config({"model": model, "linear": linear}).config
+    def __init__(self, model: str, linear: str, kv_cache_dtype: str = "auto") -> None:
+        settings = {"model": model, "linear": linear, "kv_cache_dtype": kv_cache_dtype}
+        config = load_config(settings).config
         cache = config.paths.cache
         checkpoint = open_checkpoint(resolve(model, cache_dir=cache))
         spec = checkpoint.spec
@@ -105,9 +108,9 @@ class Scorer:
 
 
 @torch.inference_mode()
-def compare(model: str, linear: str, num_tokens: int) -> Quality:
-    """Compare `linear` with fp32 on at least `num_tokens` positions."""
-    scorers = {"fp32": Scorer(model, "exact"), "quantised": Scorer(model, linear)}
+def compare(model: str, linear: str, kv_cache_dtype: str, num_tokens: int) -> Quality:
+    """Compare `linear` and `kv_cache_dtype` with fp32 on at least `num_tokens` positions."""
+    scorers = {"fp32": Scorer(model, "exact"), "quantised": Scorer(model, linear, kv_cache_dtype)}
     windows = text_windows(model, -(-num_tokens // WINDOW_TOKENS))
     divergence, agreed = 0.0, 0
     surprise = dict.fromkeys(scorers, 0.0)
@@ -154,11 +157,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer tokens, under 50 s")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--linear", default="w4a8", choices=["exact", "w4a8", "w8a8"])
+    parser.add_argument(
+        "--kv-cache-dtype", default="auto", choices=["auto", "fp32", "bf16", "int8"]
+    )
     parser.add_argument("--tokens", type=int, help=f"positions to compare, {TOKENS} by default")
     args = parser.parse_args()
     num_tokens = args.tokens or (QUICK_TOKENS if args.quick else TOKENS)
     started = time.perf_counter()
-    quality = compare(args.model, args.linear, num_tokens)
+    quality = compare(args.model, args.linear, args.kv_cache_dtype, num_tokens)
     print(f"took {time.perf_counter() - started:.0f} s", file=sys.stderr)
     print(json.dumps({name: rounded(value) for name, value in asdict(quality).items()}))
 

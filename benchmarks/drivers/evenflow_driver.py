@@ -1,6 +1,6 @@
-"""Drives evenflow through its Python API, with the settings a user has by default.
+"""Drives evenflow through its Python API.
 
-Usage: python evenflow_driver.py MODEL LINEAR
+Usage: python evenflow_driver.py MODEL [SETTING=VALUE ...]
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from evenflow import LLM, SamplingParams
 class Evenflow:
     """This project, with everything a user gets: scheduling, sampling, detokenising."""
 
-    def __init__(self, model: str, linear: str) -> None:
-        self._llm = LLM(model, linear=linear)
+    def __init__(self, model: str, *settings: str) -> None:
+        self._llm = LLM(model, **dict(setting.split("=") for setting in settings))
         self._own_s = self._execute_s = 0.0
 
     def run(self, prompts: list[list[int]], num_output: int) -> list[list[int]]:

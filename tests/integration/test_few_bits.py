@@ -1,8 +1,7 @@
-"""Real models whose weights stay as their files store them, multiplied by int8 activations."""
+"""Real models whose weights stay as their files store them, multiplied by int8 activations, with
+keys and values of bf16 or int8."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -27,20 +26,20 @@ PROMPTS = [
 ]
 
 
-def load(name: str) -> LLM:
+def load(name: str, kv_cache_dtype: str = "auto") -> LLM:
     if native_kernels() is None:
         pytest.skip("no native kernels on this machine")
     settings = {"num_blocks_override": 64, "max_model_len": 512, "enable_prefix_caching": False}
-    return LLM(name, linear="w4a8", **settings)
+    return LLM(name, linear="w4a8", kv_cache_dtype=kv_cache_dtype, **settings)
 
 
 def tokens(llm: LLM, prompts: list[str]) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in llm.generate(prompts, PARAMS)]
 
 
-@pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
-    return load("smollm2")
+@pytest.fixture(scope="module", params=["bf16", "int8"])
+def llm(request: pytest.FixtureRequest) -> LLM:
+    return load("smollm2", request.param)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
-"""Runs Triton kernels where there is no GPU: under Triton's interpreter, mended for bf16.
+"""Runs Triton kernels where there is no GPU: under Triton's interpreter, mended.
 
 `tests/conftest.py` tells Triton to interpret, before anything imports it.
 
 The interpreter keeps bf16 as 16 bits of an integer: it multiplies those integers in `tl.dot`, and
-it cuts fp32 off instead of rounding it. Hardware does neither. And it patches Triton's language
-again at every call of one kernel function by another, for half of the time it takes.
+it cuts fp32 off instead of rounding it. Hardware does neither. It leaves products to BLAS, where on
+some processors a row's bits depend on its place; hardware adds all rows alike. And it patches
+Triton's language again at every call of one kernel function by another, for half of the time it
+takes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from triton.runtime import interpreter
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 _convert = interpreter._convert_float
-_dot = interpreter.InterpreterBuilder.create_dot
 
 
 def _convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
@@ -30,14 +31,14 @@ def _convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
 
 
 def _create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
-    return _dot(self, _widened(a), _widened(b), d, *options)
+    sums = np.einsum("...ik,...kj->...ij", _widened(a), _widened(b), dtype=d.data.dtype)
+    return interpreter.TensorHandle(sums + d.data, d.dtype.scalar)
 
 
 def _widened(operand: Any) -> Any:
     if operand.dtype.scalar != tl.bfloat16:
-        return operand
-    values = (operand.data.astype(np.uint32) << 16).view(np.float32)
-    return interpreter.TensorHandle(values, tl.float32)
+        return operand.data
+    return (operand.data.astype(np.uint32) << 16).view(np.float32)
 
 
 _patched: set[Any] = set()

@@ -35,10 +35,11 @@ class CacheConfig(Area):
     """KV blocks to use whatever --kv-cache-memory says, for tests and experiments; none means as
     many as fit."""
 
-    kv_cache_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of keys and values: bf16 takes half the memory of fp32, rounds them, and on a CPU needs
-    the native kernels. auto is, on a CPU, bf16 with --linear w4a8 or w8a8 and fp32 with exact; on a
-    GPU, the type of the activations."""
+    kv_cache_dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Type of keys and values: bf16 takes half the memory of fp32, int8 about half of bf16, with a
+    scale for each token and head. Both round, and need the native kernels on a CPU; on a GPU there
+    is no int8. auto is, on a CPU, bf16 with --linear w4a8 or w8a8 and fp32 with exact; on a GPU,
+    the type of the activations."""
 
     kv_layout: Literal["block_first", "layer_first"] = "block_first"
     """Order of KV memory: block_first makes a block one contiguous range over all layers,

@@ -31,6 +31,7 @@ from evenflow.execution.kernels.parallel import ThreadTeam
 from evenflow.execution.model import CausalLM
 from evenflow.execution.ops import Ops
 from evenflow.execution.torch.decode_recordings import DecodeRecordings, Recorder, powers_of_two
+from evenflow.execution.torch.kv_rows import KV_DTYPES
 from evenflow.execution.torch.kv_store import KVStore
 from evenflow.execution.torch.model_runner import ModelRunner
 from evenflow.execution.torch.sampler import Sample, sample
@@ -44,7 +45,6 @@ AttentionName = Literal["cpu", "triton", "flashinfer", "reference"]
 _BFLOAT16_CAPABILITY = (8, 0)
 _MOST_RECORDED = 64  # requests; with more of them, kernels are long and launching them is not
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(slots=True, frozen=True)
@@ -230,12 +230,12 @@ def _cpu_backend(config: EvenflowConfig, *, is_quantised: bool) -> Backend:
         has_native_kernels=kernels.quantised is not None,
     )
     # Rounding keys and values loses less than rounding activations to 8 bits does.
-    halves_kv = linear != "exact" and kernels.has_bf16 and attention == "cpu"
+    halves_kv = linear != "exact" and "bf16" in kernels.kv_types and attention == "cpu"
     kv_dtype = torch.bfloat16 if halves_kv else torch.float32
     return Backend(
         torch.device("cpu"),
         torch.float32,
-        _KV_DTYPES.get(config.cache.kv_cache_dtype, kv_dtype),
+        KV_DTYPES.get(config.cache.kv_cache_dtype, kv_dtype),
         attention,
         linear,
         kernels=kernels,
@@ -263,8 +263,14 @@ def _cuda_backend(config: EvenflowConfig, spec: ModelSpec, machine: Machine) -> 
             why="matrix products there are those of --dtype",
             fix="Set --linear auto, or --device cpu",
         )
+    if config.cache.kv_cache_dtype == "int8" and settings.attention_backend != "reference":
+        _refuse(
+            "--kv-cache-dtype int8 cannot be had on a GPU",
+            why="the kernels there read keys and values of 16 or 32 bits",
+            fix="Leave out --kv-cache-dtype, or set --device cpu",
+        )
     dtype = _cuda_dtype(settings, machine.capability)
-    kv_dtype = _KV_DTYPES.get(config.cache.kv_cache_dtype, dtype)
+    kv_dtype = KV_DTYPES.get(config.cache.kv_cache_dtype, dtype)
     attention = _cuda_attention(settings, machine, kv_dtype)
     return Backend(
         torch.device("cuda"),

@@ -71,6 +71,7 @@ def test_auto_computes_in_float32_on_the_cpu_without_a_gpu(choose: Choose) -> No
         ({"linear": "exact"}, True, "exact", torch.float32),
         ({"kv_cache_dtype": "fp32"}, True, "w4a8", torch.float32),
         ({"linear": "exact", "kv_cache_dtype": "bf16"}, True, "exact", torch.bfloat16),
+        ({"kv_cache_dtype": "int8"}, True, "w4a8", torch.int8),
         ({"attention_backend": "reference"}, True, "w4a8", torch.float32),
     ],
 )
@@ -157,6 +158,7 @@ def test_steps_are_not_started_ahead_when_told_so(choose: Choose) -> None:
         (H100, {"attention_backend": "cpu"}, "--device cpu"),
         (H100, {"attention_backend": "flashinfer"}, "--attention-backend triton"),
         (H100, {"linear": "w4a8"}, "--linear auto"),
+        (H100, {"kv_cache_dtype": "int8"}, "--device cpu"),
         (T4, {"dtype": "bfloat16"}, "--dtype float16"),
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else None,

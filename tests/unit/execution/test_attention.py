@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,15 +12,20 @@ import torch.nn.functional as F
 
 from evenflow.core.errors import ConfigError
 from evenflow.execution.attention import Attention, merge_partials
+from evenflow.execution.kernels.attention_job import KV_TYPES
 from evenflow.execution.kernels.cpu_attention import CpuPagedAttention
 from evenflow.execution.kernels.reference import ReferenceAttention, rotated
+from evenflow.execution.torch.kv_rows import KV_DTYPES
 from evenflow.execution.torch.kv_store import KVStore
 from support.attention_scenes import Case, Scene, build
 from support.kernel_sets import KERNEL_SETS, kernel_set
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Over int8 keys and values, queries are rounded by up to 1/8192 of their largest entry, and weights
+# by 1/32512: scores are off by some 0.0005, and so are results.
+ABSOLUTE = {"fp32": 2e-6, "bf16": 2e-6, "int8": 2e-3}
 
 Make = Callable[[KVStore], Attention]
+Near = Callable[[torch.Tensor, torch.Tensor], None]
 
 CASES = {
     "decode": Case(((1, 1), (16, 1), (37, 1), (300, 1)), 3, 3, 64, 16),
@@ -38,6 +44,7 @@ CASES = {
     "layer_first": Case(((37, 1), (300, 20)), 3, 3, 64, 16, layout="layer_first"),
     "contiguous": Case(((37, 1), (300, 20)), 3, 3, 64, 16, scattered=False),
     "long": Case(((1000, 2), (900, 1)), 1, 3, 64, 16),
+    "widest_heads": Case(((70, 9), (50, 1)), 1, 2, 1024, 16),
 }
 
 
@@ -45,8 +52,8 @@ CASES = {
     params=[
         (kernels, dtype)
         for kernels in KERNEL_SETS
-        for dtype in DTYPES
-        if (kernels, dtype) != ("numba", "bf16")
+        for dtype in KV_TYPES
+        if kernels != "numba" or dtype == "fp32"
     ],
     ids="-".join,
 )
@@ -66,7 +73,13 @@ def make(choice: tuple[str, str]) -> Make:
 @pytest.fixture
 def cases(choice: tuple[str, str]) -> dict[str, Case]:
     """The cases, with a store of the type under test."""
-    return {name: replace(case, dtype=DTYPES[choice[1]]) for name, case in CASES.items()}
+    return {name: replace(case, dtype=KV_DTYPES[choice[1]]) for name, case in CASES.items()}
+
+
+@pytest.fixture
+def assert_near(choice: tuple[str, str]) -> Near:
+    """Compare with the reference, as exactly as the type under test allows."""
+    return partial(torch.testing.assert_close, rtol=1e-5, atol=ABSOLUTE[choice[1]])
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +100,13 @@ def test_reference_equals_torch_attention_when_prefilling() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_attend_equals_reference(make: Make, cases: dict[str, Case], name: str) -> None:
+def test_attend_equals_reference(
+    make: Make, cases: dict[str, Case], name: str, assert_near: Near
+) -> None:
     scene = build(cases[name])
     found = scene.attend(make(scene.store))
     expected = build(cases[name]).attend(ReferenceAttention(scene.store))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
+    assert_near(found, expected)
 
 
 def test_attend_stores_keys_and_values_in_their_layer_only(
@@ -115,15 +130,17 @@ def test_reference_does_not_store_a_token_without_a_slot() -> None:
 
 
 @pytest.mark.parametrize("name", ["ragged", "window", "wide_heads", "long", "odder_head_dim"])
-def test_partial_equals_reference(make: Make, cases: dict[str, Case], name: str) -> None:
+def test_partial_equals_reference(
+    make: Make, cases: dict[str, Case], name: str, assert_near: Near
+) -> None:
     scene = build(cases[name])
     expected_from = ReferenceAttention(scene.store)
     scene.attend(expected_from)
     for start, stop in [(0, 40), (13, 290), (64, 65), (280, 1000)]:
         found, lse = scene.partial(make(scene.store), start, stop)
         expected, expected_lse = scene.partial(expected_from, start, stop)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
-        torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=2e-6)
+        assert_near(found, expected)
+        assert_near(lse, expected_lse)
 
 
 def test_partial_is_zero_and_minus_infinity_when_nothing_is_seen(
@@ -138,7 +155,7 @@ def test_partial_is_zero_and_minus_infinity_when_nothing_is_seen(
 
 
 def test_merged_partials_equal_attention_over_everything(
-    make: Make, cases: dict[str, Case]
+    make: Make, cases: dict[str, Case], assert_near: Near
 ) -> None:
     scene = build(cases["ragged"])
     attention = make(scene.store)
@@ -146,7 +163,7 @@ def test_merged_partials_equal_attention_over_everything(
     parts = [scene.partial(attention, *cut) for cut in [(0, 17), (17, 250), (250, 1000)]]
     left = merge_partials(*merge_partials(*parts[0], *parts[1]), *parts[2])
     right = merge_partials(*parts[0], *merge_partials(*parts[1], *parts[2]))
-    torch.testing.assert_close(left[0], whole, rtol=1e-5, atol=2e-6)
+    assert_near(left[0], whole)
     torch.testing.assert_close(left, right, rtol=1e-5, atol=2e-6)
 
 
@@ -222,18 +239,25 @@ def test_nan_stays_in_the_rows_that_see_it(make: Make, cases: dict[str, Case], p
     assert torch.isnan(found[100:]).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KV_TYPES)
 def test_bits_of_avx2_and_avx512_are_the_same(dtype: str) -> None:
     found = []
     for name in ("native-avx2", "native-avx512"):
-        scene = build(replace(CASES["ragged"], dtype=DTYPES[dtype]))
+        scene = build(replace(CASES["ragged"], dtype=KV_DTYPES[dtype]))
         found.append(scene.attend(CpuPagedAttention(scene.store, kernel_set(name))))
     assert torch.equal(*found)
 
 
-def test_portable_kernels_refuse_a_bf16_store() -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_portable_kernels_refuse_a_narrow_store(dtype: str) -> None:
     with pytest.raises(ConfigError, match="--kv-cache-dtype fp32"):
-        CpuPagedAttention(KVStore(1, 1, 1, 8, 4, dtype=torch.bfloat16))
+        CpuPagedAttention(KVStore(1, 1, 1, 8, 4, dtype=KV_DTYPES[dtype]))
+
+
+def test_native_kernels_refuse_int8_heads_whose_sums_would_overflow() -> None:
+    store = KVStore(1, 1, 1, 1025, 4, dtype=torch.int8)
+    with pytest.raises(ConfigError, match="--kv-cache-dtype bf16"):
+        CpuPagedAttention(store, kernel_set("native-portable"))
 
 
 def test_cpu_refuses_a_store_of_another_type() -> None:

@@ -104,9 +104,10 @@ def test_engine_counts_the_pieces_and_bytes_of_a_block() -> None:
         assert engine.bytes_per_block == KVStore.bytes_per_block(3, 2, 8, 4)
 
 
-def test_bfloat16_blocks_survive_a_round_trip_over_the_disk() -> None:
-    stores = [KVStore(2, 1, 1, 8, 4, "layer_first", torch.bfloat16) for _ in range(2)]
-    stores[0].data.copy_(torch.randn(stores[0].data.shape))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_narrow_blocks_survive_a_round_trip_over_the_disk(dtype: torch.dtype) -> None:
+    stores = [KVStore(2, 1, 1, 8, 4, "layer_first", dtype) for _ in range(2)]
+    stores[0].data.copy_(100 * torch.randn(stores[0].data.shape))
     engine = CpuTransfers(*stores, DictBlocks(), clock=MonotonicClock())
     engine.wait([engine.submit(Tier.DEVICE, Tier.DISK, [blocks(0, 2, to=0)])])
     engine.wait([engine.submit(Tier.DISK, Tier.HOST, [blocks(0, 2, to=0)])])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evenflow.execution.torch.kv_rows import KV_DTYPES, decode
 from evenflow.execution.torch.kv_store import KVLayout, KVStore
 from evenflow.memory.extents import Extent
 
@@ -65,6 +66,14 @@ def test_poison_fills_the_named_blocks_only(layout: KVLayout) -> None:
     assert torch.isfinite(store.blocks[[0, 2, 3]]).all()
 
 
+def test_poison_is_nan_where_entries_are_codes() -> None:
+    store = KVStore(2, 1, 1, 8, 4, dtype=torch.int8)
+    store.data.zero_()
+    store.poison([1])
+    assert torch.isnan(decode(store.keys(0)[1])).all()
+    assert torch.equal(decode(store.keys(0)[0]), torch.zeros(1, 4, 8))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pieces_are_the_contiguous_memory_of_a_run_in_the_order_of_its_layers(
     layout: KVLayout,
@@ -86,7 +95,7 @@ def test_addresses_are_where_the_pieces_of_a_block_begin(layout: KVLayout) -> No
     assert b"".join(pieces) == store.blocks[3].contiguous().numpy().tobytes()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", KV_DTYPES.values())
 def test_bytes_per_block_times_blocks_is_what_the_store_takes(dtype: torch.dtype) -> None:
     store = KVStore(5, 3, 2, 8, 4, dtype=dtype)
     taken = store.data.numel() * store.data.element_size()

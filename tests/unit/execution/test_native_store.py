@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from evenflow.execution.attention import Rotation
+from evenflow.execution.kernels.attention_job import KV_TYPES
 from evenflow.execution.kernels.jobs import ROTATE_STORE_LAYOUT, RotateStoreJob
 from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
 from evenflow.execution.kernels.reference import rotated
+from evenflow.execution.torch.kv_rows import KV_DTYPES, decode, encode, row_width
 from support.kernel_sets import KERNEL_SETS, NATIVE_SETS, kernel_set
 
 NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, NUM_KV_HEADS = 9, 4, 6, 3
@@ -25,8 +27,8 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def empty_cache(head_dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return (2, num_blocks, num_kv_heads, block_size, head_dim): keys and values."""
-    shape = (2, NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE, head_dim)
+    """Return (2, num_blocks, num_kv_heads, block_size, row_width): keys and values."""
+    shape = (2, NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE, row_width(head_dim, dtype))
     return torch.full(shape, UNTOUCHED, dtype=dtype)
 
 
@@ -109,7 +111,7 @@ def rotate_store(
         head_bytes=head_bytes,
         token_bytes=token_bytes,
         block_size=BLOCK_SIZE,
-        is_bf16=int(cache.dtype == torch.bfloat16),
+        kv_type=[KV_DTYPES[name] for name in KV_TYPES].index(cache.dtype),
     )
     ThreadTeam().run(kernel_set(name).rotate_store, Arguments(ROTATE_STORE_LAYOUT).pack(*job))
 
@@ -159,6 +161,40 @@ def test_rotate_store_rounds_turned_keys_once_when_the_store_is_bf16(
     wide, narrow = empty_cache(head_dim), empty_cache(head_dim, torch.bfloat16)
     assert torch.equal(step.run(name, narrow), step.run(name, wide))
     assert torch.equal(narrow, wide.bfloat16())
+
+
+@pytest.mark.parametrize(("head_dim", "num_pairs"), SHAPES)
+@pytest.mark.parametrize("name", NATIVE_SETS)
+def test_rotate_store_rounds_turned_heads_to_codes_when_the_store_is_int8(
+    name: str, head_dim: int, num_pairs: int
+) -> None:
+    step = Step.of(head_dim, num_pairs)
+    wide, narrow = empty_cache(head_dim), empty_cache(head_dim, torch.int8)
+    assert torch.equal(step.run(name, narrow), step.run(name, wide))
+    assert torch.equal(step.stored(narrow), encode(step.stored(wide), torch.int8))
+    narrow[:, step.slots // BLOCK_SIZE, :, step.slots % BLOCK_SIZE] = int(UNTOUCHED)
+    assert torch.equal(narrow, empty_cache(head_dim, torch.int8))
+
+
+@pytest.mark.parametrize("name", NATIVE_SETS)
+def test_rotate_store_rounds_extremes_to_codes_as_the_slow_way_does(name: str) -> None:
+    head_dim, tiny = 24, 2.0**-120
+    k, v = torch.zeros(2, 1, NUM_KV_HEADS, head_dim)
+    k[0, 0] = torch.linspace(-127, 127, head_dim).round() + 0.5  # ties
+    k[0, 1, :3] = torch.tensor([torch.inf, 1.0, -2.0])
+    k[0, 2, 20] = torch.nan
+    v[0, 0, 5] = tiny
+    v[0, 1, 5] = -torch.nextafter(torch.tensor(tiny), torch.tensor(0.0))
+    v[0, 2] = torch.full((head_dim,), torch.finfo(torch.float32).max)
+    cache = empty_cache(head_dim, torch.int8)
+    no_rotation = Rotation(torch.empty(1, 0), torch.empty(1, 0))
+    rotate_store(name, cache, k.clone(), k, v, no_rotation, torch.tensor([2]))
+    found = cache[:, 0, :, 2]
+    entries = torch.stack([k[0], v[0]])
+    torch.testing.assert_close(
+        decode(found), decode(encode(entries, torch.int8)), rtol=0, atol=0, equal_nan=True
+    )
+    assert decode(found)[0, 1:].isnan().all()
 
 
 @pytest.mark.parametrize("name", KERNEL_SETS)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 LANES = 16  # floats of the widest vector, and keys that C++ kernels arrange together
 CACHE_LINE = 64  # bytes
+KV_TYPES = ("fp32", "bf16", "int8")  # by the numbers that jobs call them
+MOST_CODES = 1024  # entries of a head as int8: sums of products stay below 2^31
 MIN_ROWS = 4  # query rows that scratch has room for, at least
 UNITS_PER_THREAD = 4  # with fewer units of work than this, splits are shared out as well
 
@@ -25,8 +27,8 @@ class AttentionJob(NamedTuple):
         query_token_bytes: stride.
         query_head_bytes: stride.
         positions: int64 (num_tokens,).
-        keys: float32 or bfloat16 (num_blocks, num_kv_heads, block_size, head_dim), by the next
-            three strides.
+        keys: rows (num_blocks, num_kv_heads, block_size), by the next three strides; what lies in
+            a row says `kv_rows`.
         values: likewise, same strides.
         block_bytes: stride.
         head_bytes: stride.
@@ -53,7 +55,7 @@ class AttentionJob(NamedTuple):
         scratch_bytes: stride.
         out: float32 (num_tokens, num_heads, head_dim), contiguous.
         lse: float32 (num_tokens, num_heads), contiguous; 0 if not wanted.
-        is_bf16: whether keys and values are bfloat16 (1) or float32 (0); C++ kernels know both.
+        kv_type: of keys and values, its place in `KV_TYPES`; numba's kernels know the first.
     """
 
     query: int
@@ -86,7 +88,7 @@ class AttentionJob(NamedTuple):
     scratch_bytes: int
     out: int
     lse: int
-    is_bf16: int
+    kv_type: int
 
 
 class Unit(NamedTuple):
@@ -126,11 +128,16 @@ def record_bytes(head_dim: int) -> int:
     return -(-4 * (head_dim + RECORD_EXTRA) // CACHE_LINE) * CACHE_LINE
 
 
-def scratch_bytes(split_keys: int, max_rows: int, record_bytes: int) -> int:
+def scratch_bytes(split_keys: int, max_rows: int, head_dim: int, kv_type: int) -> int:
     """Return how much working memory a thread needs, in whole cache lines."""
-    keys = 8 * (split_keys + LIST_EXTRA) + LANES * record_bytes  # listed and arranged
+    keys = 8 * (split_keys + LIST_EXTRA) + LANES * record_bytes(head_dim)  # listed and arranged
     bounds_and_weights = 16 + 4 * (split_keys + LANES)
-    query_record_state = 3 * record_bytes
-    rows = max(max_rows, MIN_ROWS) * (bounds_and_weights + query_record_state)
+    row = bounds_and_weights + 3 * record_bytes(head_dim)  # query, record, state
     num_parts = 7  # each may begin at a cache line of its own
+    if KV_TYPES[kv_type] == "int8":
+        value = -(-head_dim // CACHE_LINE) * CACHE_LINE
+        keys += (split_keys + LANES) * (value + 8)  # values, arranged, and both scales
+        row += 12 + 2 * (split_keys + LANES)  # steps of query and weights, codes of weights
+        num_parts += 6
+    rows = max(max_rows, MIN_ROWS) * row
     return (-(-(keys + rows) // CACHE_LINE) + num_parts) * CACHE_LINE

@@ -1,4 +1,4 @@
-"""`Attention` on the CPU, reading a KV store of fp32 or bf16 in place; sums are fp32.
+"""`Attention` on the CPU, reading a KV store of fp32, bf16 or int8 in place; sums are fp32.
 
 Invariant:
     A result row has the same bits in decode and in any prefill chunk, alone and in any batch, for
@@ -16,6 +16,8 @@ from evenflow.execution.attention import Rotation
 from evenflow.execution.batch import ForwardBatch
 from evenflow.execution.kernels.attention_job import (
     ATTENTION_LAYOUT,
+    KV_TYPES,
+    MOST_CODES,
     AttentionJob,
     record_bytes,
     scratch_bytes,
@@ -24,6 +26,7 @@ from evenflow.execution.kernels.attention_job import (
 from evenflow.execution.kernels.cpu_kernels import CpuKernels, portable_kernels
 from evenflow.execution.kernels.jobs import ROTATE_STORE_LAYOUT, RotateStoreJob
 from evenflow.execution.kernels.parallel import Arguments, ThreadTeam
+from evenflow.execution.torch.kv_rows import KV_DTYPES
 from evenflow.execution.torch.kv_store import KVStore
 
 _UNLIMITED = 1 << 62
@@ -49,7 +52,7 @@ class _Plan:
 
 
 class CpuPagedAttention:
-    """Paged attention over an fp32 or bf16 store. One thread at a time may use it.
+    """Paged attention over an fp32, bf16 or int8 store. One thread at a time may use it.
 
     Args:
         store: the KV memory it writes to and reads from.
@@ -65,8 +68,7 @@ class CpuPagedAttention:
     ) -> None:
         self.store = store
         self._kernels = kernels or portable_kernels()
-        _check_readable(store, self._kernels)
-        self._is_bf16 = store.data.dtype == torch.bfloat16
+        self._kv_type = _kv_type(store, self._kernels)
         self._cache_addresses = tuple(
             (store.keys(layer).data_ptr(), store.values(layer).data_ptr())
             for layer in range(store.num_layers)
@@ -121,7 +123,7 @@ class CpuPagedAttention:
             head_bytes=head_bytes,
             token_bytes=token_bytes,
             block_size=self.store.block_size,
-            is_bf16=self._is_bf16,
+            kv_type=self._kv_type,
         )
         serial = q.numel() + 2 * k.numel() < _ROTATE_STORE_SERIAL_BELOW
         words = self._rotate_store_words.pack(*job)
@@ -172,7 +174,7 @@ class CpuPagedAttention:
         num_units = plan.items.shape[0] * num_kv_heads
         serial = plan.num_pairs * q.shape[1] * q.shape[2] < _SERIAL_BELOW
         num_threads = self._team.size(serial=serial)
-        needed = scratch_bytes(self._split_keys, plan.max_rows, self._record_bytes)
+        needed = scratch_bytes(self._split_keys, plan.max_rows, self.store.head_dim, self._kv_type)
         self._scratch = _at_least(self._scratch, num_threads * needed)
         if shares_splits(num_units, num_threads):
             max_context = batch.block_tables.shape[1] * self.store.block_size
@@ -214,7 +216,7 @@ class CpuPagedAttention:
             scratch_bytes=needed,
             out=out.data_ptr(),
             lse=0 if lse is None else lse.data_ptr(),
-            is_bf16=self._is_bf16,
+            kv_type=self._kv_type,
         )
         words = self._attention_words.pack(*job, scale)
         self._team.run(self._kernels.attention, words, serial=serial)
@@ -241,20 +243,29 @@ class CpuPagedAttention:
         return plan
 
 
-def _check_readable(store: KVStore, kernels: CpuKernels) -> None:
+def _kv_type(store: KVStore, kernels: CpuKernels) -> int:
+    """Return the number by which kernels know what the store holds."""
     dtype, device = store.data.dtype, store.data.device
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+    known = [name for name in KV_TYPES if KV_DTYPES[name] == dtype]
+    if device.type != "cpu" or not known:
         raise ConfigError(
             "CPU attention cannot read this KV store",
             why=f"it holds {dtype} on {device}",
-            fix="use float32 or bfloat16 on the cpu, or another attention back end",
+            fix=f"use {', '.join(KV_TYPES)} on the cpu, or another attention back end",
         )
-    if dtype == torch.bfloat16 and not kernels.has_bf16:
+    if known[0] not in kernels.kv_types:
         raise ConfigError(
-            "The portable kernels cannot read a bfloat16 KV cache",
+            f"The portable kernels cannot read a KV cache of {known[0]}",
             why="only the native kernels know how",
             fix="set --kv-cache-dtype fp32, or install a C++ compiler for the native kernels",
         )
+    if known[0] == "int8" and store.head_dim > MOST_CODES:
+        raise ConfigError(
+            f"The native kernels cannot read int8 heads of {store.head_dim} entries",
+            why=f"their sums overflow beyond {MOST_CODES}",
+            fix="set --kv-cache-dtype bf16",
+        )
+    return KV_TYPES.index(known[0])
 
 
 def _at_least(buffer: torch.Tensor, num_bytes: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from evenflow.execution.kernels.attention_job import KV_TYPES
 from evenflow.execution.kernels.parallel import Kernel
 
 
@@ -37,7 +38,7 @@ class CpuKernels(NamedTuple):
         rotate_store: rotary positions, and new keys and values into their slots
             (ROTATE_STORE_LAYOUT).
         attention: paged attention (ATTENTION_LAYOUT).
-        has_bf16: whether rotate_store and attention know a bfloat16 KV cache.
+        kv_types: types of a KV cache that rotate_store and attention know.
         quantised: products with quantised weights; None where this set has none.
         replay: many kernels, one after the other (REPLAY_LAYOUT); None where this set has none.
     """
@@ -48,7 +49,7 @@ class CpuKernels(NamedTuple):
     gather: Kernel
     rotate_store: Kernel
     attention: Kernel
-    has_bf16: bool = False
+    kv_types: tuple[str, ...] = KV_TYPES[:1]
     quantised: QuantisedKernels | None = None
     replay: Kernel | None = None
 

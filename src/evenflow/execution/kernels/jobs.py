@@ -27,7 +27,7 @@ class RotateStoreJob(NamedTuple):
         cos: float32 (num_tokens, num_pairs), by the stride behind the next.
         sin: likewise, same stride.
         slots: int64 (num_tokens,); negative for a token that is not stored.
-        is_bf16: whether the cache holds bfloat16 (1) or float32 (0); C++ kernels know both.
+        kv_type: of the cache.
     """
 
     num_tokens: int
@@ -54,7 +54,7 @@ class RotateStoreJob(NamedTuple):
     head_bytes: int
     token_bytes: int
     block_size: int
-    is_bf16: int
+    kv_type: int
 
 
 ROTATE_STORE_LAYOUT = "q" * len(RotateStoreJob._fields)

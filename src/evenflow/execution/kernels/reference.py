@@ -6,6 +6,7 @@ import torch
 
 from evenflow.execution.attention import Rotation
 from evenflow.execution.batch import ForwardBatch
+from evenflow.execution.torch.kv_rows import decode
 from evenflow.execution.torch.kv_store import KVStore
 
 
@@ -90,7 +91,7 @@ class ReferenceAttention:
     ) -> torch.Tensor:
         """Return one request's entries, one per query head: (len(where), num_heads, head_dim)."""
         block_ids = batch.block_tables[request].long()[where // self.store.block_size]
-        found = cache[block_ids, :, where % self.store.block_size].double()
+        found = decode(cache[block_ids, :, where % self.store.block_size]).double()
         return found.repeat_interleave(num_heads // self.store.num_kv_heads, dim=1)
 
 

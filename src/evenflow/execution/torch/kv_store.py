@@ -18,6 +18,7 @@ import torch
 
 from evenflow.core.errors import KVMemoryError
 from evenflow.execution.torch.huge_pages import reserve
+from evenflow.execution.torch.kv_rows import encode, row_width
 from evenflow.memory.extents import Extent
 
 KVLayout = Literal["block_first", "layer_first"]
@@ -27,9 +28,11 @@ class KVStore:
     """Keys and values of all layers, in blocks of `block_size` tokens.
 
     ```
-    block_first  (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim)
-    layer_first  (num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim)
+    block_first  (num_blocks, num_layers, 2, num_kv_heads, block_size, row_width)
+    layer_first  (num_layers, 2, num_blocks, num_kv_heads, block_size, row_width)
     ```
+
+    A row is one head's key or value for one token; how it lies there says `kv_rows`.
 
     A block-first block is one contiguous range over all layers, so moving a run of them is a single
     copy. Memory is reserved, not touched: a page costs nothing until a token is stored in it. Only
@@ -38,7 +41,7 @@ class KVStore:
     Attributes:
         data: the storage, shaped by the layout.
         blocks: the same memory, always indexed
-            (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim).
+            (num_blocks, num_layers, 2, num_kv_heads, block_size, row_width).
         num_pieces: ranges of memory that a run of blocks takes: 1 block-first, 2 * num_layers
             layer-first.
         piece_bytes: bytes that one block has in each of them.
@@ -63,7 +66,7 @@ class KVStore:
         self.head_dim = head_dim
         self.block_size = block_size
         self.layout: KVLayout = layout
-        block = (num_kv_heads, block_size, head_dim)
+        block = (num_kv_heads, block_size, row_width(head_dim, dtype))
         if layout == "block_first":
             self.data = _reserve((num_blocks, num_layers, 2, *block), dtype, torch.device(device))
             self.blocks = self.data
@@ -88,14 +91,15 @@ class KVStore:
         dtype: torch.dtype = torch.float32,
     ) -> int:
         """Return the bytes one block takes over all layers, keys and values together."""
-        return 2 * num_layers * num_kv_heads * block_size * head_dim * dtype.itemsize
+        row_bytes = row_width(head_dim, dtype) * dtype.itemsize
+        return 2 * num_layers * num_kv_heads * block_size * row_bytes
 
     def keys(self, layer: int) -> torch.Tensor:
-        """Return a layer's keys: (num_blocks, num_kv_heads, block_size, head_dim), a view."""
+        """Return a layer's keys: (num_blocks, num_kv_heads, block_size, row_width), a view."""
         return self._keys[layer]
 
     def values(self, layer: int) -> torch.Tensor:
-        """Return a layer's values: (num_blocks, num_kv_heads, block_size, head_dim), a view."""
+        """Return a layer's values: (num_blocks, num_kv_heads, block_size, row_width), a view."""
         return self._values[layer]
 
     def pieces(self, run: Extent) -> Sequence[torch.Tensor]:
@@ -123,8 +127,8 @@ class KVStore:
         """
         block_ids = slot_mapping // self.block_size
         offsets = slot_mapping % self.block_size
-        self._keys[layer][block_ids, :, offsets] = k.to(self.data.dtype)
-        self._values[layer][block_ids, :, offsets] = v.to(self.data.dtype)
+        self._keys[layer][block_ids, :, offsets] = encode(k, self.data.dtype)
+        self._values[layer][block_ids, :, offsets] = encode(v, self.data.dtype)
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Copy whole blocks (source, destination) over all layers, in the order given."""
@@ -133,8 +137,9 @@ class KVStore:
 
     def poison(self, block_ids: Iterable[int]) -> None:
         """Fill blocks with NaN, so that reading a freed one shows."""
+        nan = -1 if self.data.dtype == torch.int8 else math.nan  # a float of all ones is NaN
         for block_id in block_ids:
-            self.blocks[block_id].fill_(math.nan)
+            self.blocks[block_id].fill_(nan)
 
 
 def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from evenflow.config.paths import PathsConfig
 from evenflow.core.errors import ConfigError
+from evenflow.execution.kernels.attention_job import KV_TYPES
 from evenflow.execution.kernels.cpu_kernels import CpuKernels, QuantisedKernels
 from evenflow.execution.kernels.native import build
 
@@ -86,7 +87,7 @@ def load_native_kernels(isa: str | None = None, cache: Path | None = None) -> Cp
         gather=kernel("gather"),
         rotate_store=kernel("rotate_store"),
         attention=kernel("attention"),
-        has_bf16=True,
+        kv_types=KV_TYPES,
         quantised=QuantisedKernels(
             pack=kernel("pack"), linear=kernel("linear"), embed=kernel("embed")
         ),

@@ -14,7 +14,7 @@
 // where a run of keys is cut.
 #pragma once
 
-#include "vectors.h"
+#include "kv_rows.h"
 
 namespace evenflow {
 namespace {
@@ -34,50 +34,13 @@ struct Number {
     static constexpr int number = value;
 };
 
-struct Bf16 {
-    uint16_t bits;
-};
-
 // Ask for a cache line, to the second-level cache: it keeps more requests under way than the first.
 inline void prefetch(const char* address) {
     __builtin_prefetch(address, 0, 2);
 }
 
-// Load a register of stored entries as floats.
-inline Vec load_entries(const char* from, float) {
-    return load(reinterpret_cast<const float*>(from));
-}
-
-inline Vec load_entries(const char* from, float, int64_t count) {
-    return load(reinterpret_cast<const float*>(from), count);
-}
-
-inline Vec load_entries(const char* from, Bf16) {
-#if defined(__AVX512F__)
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-#elif defined(__AVX2__)
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-#else
-    uint16_t entries[LANES];
-    std::memcpy(entries, from, sizeof entries);
-    IntVec bits;
-    for (int i = 0; i < LANES; ++i) bits[i] = static_cast<int32_t>(entries[i]) << 16;
-    return reinterpret_cast<Vec>(bits);
-#endif
-}
-
-inline Vec load_entries(const char* from, Bf16, int64_t count) {
-    uint16_t entries[LANES] = {};
-    std::memcpy(entries, from, sizeof(uint16_t) * static_cast<size_t>(count));
-    return load_entries(reinterpret_cast<const char*>(entries), Bf16{});
-}
-
-// Read QUADS times 16 bytes of each of QUADS keys; joined[i] gets the i-th 16 bytes of all.
-inline void join(const char* const* keys, int64_t byte, Vec* joined) {
-    Vec rows[QUADS];
-    for (int j = 0; j < QUADS; ++j) rows[j] = load(reinterpret_cast<const float*>(keys[j] + byte));
+// Join the i-th 16 bytes of each of QUADS registers in joined[i].
+inline void join(const Vec* rows, Vec* joined) {
 #if defined(__AVX512F__)
     const Vec a = _mm512_shuffle_f32x4(rows[0], rows[1], 0x44);
     const Vec b = _mm512_shuffle_f32x4(rows[2], rows[3], 0x44);
@@ -116,6 +79,18 @@ inline void split_quads(Vec joined, Vec* quads, Bf16) {
 #endif
 }
 
+// Codes stay bytes: sixteen of them take the place of a quad. 128 is added to each, since a product
+// of bytes takes one without a sign.
+inline void split_quads(Vec joined, Vec* quads, Int8) {
+    quads[0] = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(joined) ^ static_cast<int>(0x80808080));
+}
+
+// Quads that 16 bytes of entries make.
+template <class Entry>
+constexpr int SHARE = 16 / (QUAD * sizeof(Entry));
+template <>
+constexpr int SHARE<Int8> = 1;
+
 // Repeat a quad all over a register.
 inline Vec repeat(const float* quad) {
 #if defined(__AVX512F__)
@@ -127,20 +102,57 @@ inline Vec repeat(const float* quad) {
 #endif
 }
 
-// Sum the quads of four registers: lane 4 L + i is the sum of quad L of register i.
-inline Vec sum_quads(const Vec* of) {
+#if defined(__AVX2__)
+
+// Interleave the lower or the upper halves of each 16 bytes of two registers, by 4 or by 8 bytes.
 #if defined(__AVX512F__)
-    const Vec a = _mm512_unpacklo_ps(of[0], of[1]) + _mm512_unpackhi_ps(of[0], of[1]);
-    const Vec b = _mm512_unpacklo_ps(of[2], of[3]) + _mm512_unpackhi_ps(of[2], of[3]);
-    const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
-    return _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)) + _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
-#elif defined(__AVX2__)
-    const Vec a = _mm256_unpacklo_ps(of[0], of[1]) + _mm256_unpackhi_ps(of[0], of[1]);
-    const Vec b = _mm256_unpacklo_ps(of[2], of[3]) + _mm256_unpackhi_ps(of[2], of[3]);
-    const __m256d c = _mm256_castps_pd(a), d = _mm256_castps_pd(b);
-    return _mm256_castpd_ps(_mm256_unpacklo_pd(c, d)) + _mm256_castpd_ps(_mm256_unpackhi_pd(c, d));
+inline Vec low_fours(Vec a, Vec b) {
+    return _mm512_unpacklo_ps(a, b);
+}
+inline Vec high_fours(Vec a, Vec b) {
+    return _mm512_unpackhi_ps(a, b);
+}
+inline Vec low_eights(Vec a, Vec b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+inline Vec high_eights(Vec a, Vec b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
 #else
-    Vec sums;
+inline Vec low_fours(Vec a, Vec b) {
+    return _mm256_unpacklo_ps(a, b);
+}
+inline Vec high_fours(Vec a, Vec b) {
+    return _mm256_unpackhi_ps(a, b);
+}
+inline Vec low_eights(Vec a, Vec b) {
+    return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+inline Vec high_eights(Vec a, Vec b) {
+    return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+#endif
+
+#endif
+
+// Sum the quads of four registers of floats or integers: lane 4 L + i is the sum of quad L of
+// register i.
+template <class Numbers>
+inline Numbers sum_quads(const Numbers* of) {
+#if defined(__AVX2__)
+    const auto add = [](Vec a, Vec b) {
+        return reinterpret_cast<Vec>(reinterpret_cast<Numbers>(a) + reinterpret_cast<Numbers>(b));
+    };
+    Vec pairs[2];
+    for (int i = 0; i < 2; ++i) {
+        const Vec a = reinterpret_cast<Vec>(of[2 * i]), b = reinterpret_cast<Vec>(of[2 * i + 1]);
+        pairs[i] = add(low_fours(a, b), high_fours(a, b));
+    }
+    return reinterpret_cast<Numbers>(
+        add(low_eights(pairs[0], pairs[1]), high_eights(pairs[0], pairs[1]))
+    );
+#else
+    Numbers sums;
     for (int i = 0; i < 4; ++i) sums[i] = (of[i][0] + of[i][2]) + (of[i][1] + of[i][3]);
     return sums;
 #endif
@@ -157,9 +169,10 @@ struct Entries {
 
 // Arrange the quads of TILE_KEYS keys for `score_tile`: for each LANES keys, quad c of register i
 // at c * 4 + i. What a key lacks to 16 bytes is 0. `ahead` is what will be read soon.
-template <class Element>
-inline void arrange(Entries keys, Entries ahead, int64_t row_bytes, int64_t num_quads, float* to) {
-    constexpr int STEP = 16 * QUADS, SHARE = 16 / (QUAD * sizeof(Element));
+template <class Entry>
+inline void arrange(Entries keys, Entries ahead, int64_t head_dim, int64_t num_quads, float* to) {
+    constexpr int STEP = 16 * QUADS;
+    const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(Entry));
     for (int key = 0; key < TILE_KEYS; key += LANES, to += num_quads * QUAD * LANES)
         for (int i = 0; i < QUAD; ++i) {
             const char *from[QUADS], *next[QUADS];
@@ -169,11 +182,14 @@ inline void arrange(Entries keys, Entries ahead, int64_t row_bytes, int64_t num_
             }
             float* place = to + i * LANES;
             const auto move = [&](const char* const* source, int64_t byte, int64_t count) {
-                Vec joined[QUADS], quads[SHARE];
-                join(source, byte, joined);
+                Vec rows[QUADS], joined[QUADS], quads[SHARE<Entry>];
+                for (int j = 0; j < QUADS; ++j)
+                    rows[j] = load(reinterpret_cast<const float*>(source[j] + byte));
+                join(rows, joined);
                 for (int part = 0; part < count; ++part) {
-                    split_quads(joined[part], quads, Element{});
-                    for (int c = 0; c < SHARE; ++c, place += QUAD * LANES) store(place, quads[c]);
+                    split_quads(joined[part], quads, Entry{});
+                    for (int c = 0; c < SHARE<Entry>; ++c, place += QUAD * LANES)
+                        store(place, quads[c]);
                 }
             };
             int64_t byte = 0;
@@ -223,7 +239,7 @@ inline void score_tile(
 
 // Add weight * value of some keys to WIDE registers of each row's sums. `rest` is how many
 // entries the last, narrower register has.
-template <class Element, int ROWS, int WIDE, class... Rest>
+template <class Entry, int ROWS, int WIDE, class... Rest>
 inline void add_columns(
     float* sums, int64_t stride, const float* weights, int64_t weight_stride, Entries values,
     Entries ahead, int64_t count, int64_t column, Rest... rest
@@ -232,8 +248,8 @@ inline void add_columns(
     for (int row = 0; row < ROWS; ++row)
         for (int i = 0; i < WIDE; ++i)
             total[row][i] = load(sums + row * stride + column + i * LANES, rest...);
-    const int64_t first_byte = column * static_cast<int64_t>(sizeof(Element));
-    constexpr int BYTES = WIDE * LANES * sizeof(Element);
+    const int64_t first_byte = column * static_cast<int64_t>(sizeof(Entry));
+    constexpr int BYTES = WIDE * LANES * sizeof(Entry);
     for (int64_t key = 0; key < count; ++key) {
         const char* place = values[key] + first_byte;
         const char* next = ahead[key] + first_byte;
@@ -244,7 +260,7 @@ inline void add_columns(
             factors[row] = splat(weights[row * weight_stride + key]);
 #pragma GCC unroll 4
         for (int i = 0; i < WIDE; ++i) {
-            const Vec entries = load_entries(place + i * (BYTES / WIDE), Element{}, rest...);
+            const Vec entries = load_entries(place + i * (BYTES / WIDE), Entry{}, rest...);
 #pragma GCC unroll 8
             for (int row = 0; row < ROWS; ++row)
                 total[row][i] = fma(factors[row], entries, total[row][i]);
@@ -256,13 +272,13 @@ inline void add_columns(
 }
 
 // Add weight * value of some keys to each row's sums.
-template <class Element, int ROWS>
+template <class Entry, int ROWS>
 inline void add_weighted(
     float* sums, int64_t stride, const float* weights, int64_t weight_stride, Entries values,
     Entries ahead, int64_t count, int64_t head_dim
 ) {
     const auto add = [=](auto wide, int64_t column, auto... rest) {
-        add_columns<Element, ROWS, decltype(wide)::number>(
+        add_columns<Entry, ROWS, decltype(wide)::number>(
             sums, stride, weights, weight_stride, values, ahead, count, column, rest...
         );
     };

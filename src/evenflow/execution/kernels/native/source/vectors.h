@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX2__)
 #if defined(__clang__)
@@ -34,6 +35,7 @@ typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
+typedef int8_t ByteVec __attribute__((vector_size(LANES)));
 
 // Subtracting 0 changes no float, not even -0, so that nothing but the broadcast is left of it.
 inline Vec splat(float value) {
@@ -89,15 +91,16 @@ inline HalfVec to_bf16(Vec value) {
     return __builtin_convertvector(value == value ? rounded : upper | 0x40, HalfVec);
 }
 
-// Store a vector as bf16.
-inline void store(uint16_t* to, Vec value) {
-    const HalfVec halves = to_bf16(value);
-    std::memcpy(to, &halves, sizeof halves);
+// Store narrow entries: all, or the first ones.
+template <class Entry, class Entries>
+inline void store(Entry* to, Entries entries) {
+    static_assert(sizeof entries == LANES * sizeof *to);
+    std::memcpy(to, &entries, sizeof entries);
 }
 
-inline void store(uint16_t* to, Vec value, int64_t count) {
-    const HalfVec halves = to_bf16(value);
-    for (int64_t i = 0; i < count; ++i) to[i] = halves[i];
+template <class Entry, class Entries>
+inline void store(Entry* to, Entries entries, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = entries[i];
 }
 
 // Return a * b + c, rounded once where the processor can do it fast.
