@@ -6,7 +6,8 @@ int8               head_dim codes, and behind them their scale, a float32
 ```
 
 A row's scale makes its largest entry 127: symmetric rounding of each token and head by itself, so
-that a row depends on nothing but itself. (vLLM calls that int8_per_token_head.)
+that a row depends on nothing but itself. (vLLM calls that int8_per_token_head.) A row whose largest
+entry is below 2^-100 counts as zero.
 
 Knows: dtypes, rounding.
 Does not know: blocks, layers.
@@ -21,7 +22,7 @@ KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 _SCALE_BYTES = 4
 _LARGEST_CODE = 127
-_ZERO_BELOW = 2.0**-120  # so that 127 divided by it is finite
+_ZERO_BELOW = 2.0**-100
 
 
 def row_width(head_dim: int, dtype: torch.dtype) -> int:

@@ -18,10 +18,10 @@
 namespace evenflow {
 namespace {
 
-constexpr int CODES = 16;            // of a key, in the place of a quad
+constexpr int CODES = 16;             // of a key, in the place of a quad
 constexpr int WIDTH = CODES * QUADS;  // entries of a value that a register can have
-constexpr int QUERY_SHIFT = 6;       // between the parts of a query's code
-constexpr int WEIGHT_SHIFT = 7;      // between those of a weight's
+constexpr int QUERY_SHIFT = 6;        // between the parts of a query's code
+constexpr int WEIGHT_SHIFT = 7;       // between those of a weight's
 constexpr int LARGEST_QUERY = 64 << QUERY_SHIFT;
 constexpr int LARGEST_WEIGHT = 127 << WEIGHT_SHIFT;
 constexpr int MOST_ENTRIES = 1024, MOST_KEYS = 1024;  // of a head and of a split: sums fit 32 bits
@@ -54,31 +54,6 @@ inline IntVec add_products(IntVec sums, IntVec a_unsigned, IntVec b) {
     return sums;
 #endif
 }
-
-// The step between two codes, if the largest of some numbers has code `most`. It is NaN if one of
-// them is infinite or NaN. If all are below 2^-100 they count as zero.
-struct Step {
-    float size, factor;
-
-    Step(IntVec sizes, int most) : size(0), factor(0) {
-        const int32_t peak_bits = largest(sizes);
-        float peak;
-        std::memcpy(&peak, &peak_bits, sizeof peak);
-        if (peak_bits >= 0x7f800000) {
-            size = __builtin_nanf("");
-        } else if (peak >= 0x1p-100f) {
-            size = peak / static_cast<float>(most);
-            factor = static_cast<float>(most) / peak;
-        }
-    }
-
-    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
-    IntVec codes(Vec numbers) const {
-        const Vec rounder = splat(12582912.0f);
-        const Vec rounded = numbers * splat(factor) + rounder;
-        return reinterpret_cast<IntVec>(rounded) - reinterpret_cast<IntVec>(rounder);
-    }
-};
 
 // What a query's codes stand for: code * scale; and what 128 added to every key's code adds.
 struct QueryCodes {

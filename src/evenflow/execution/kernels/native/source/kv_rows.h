@@ -3,8 +3,7 @@
 //     fp32, bf16   head_dim entries; bf16 is rounded to nearest, ties to even
 //     int8         head_dim codes, then their scale as a float: the largest entry becomes 127
 //
-// Where an entry is infinite or NaN, so is the whole row, as its scale is NaN. A row whose largest
-// entry is below 2^-120 counts as zero, so that 127 divided by it is finite.
+// Where an entry is infinite or NaN, so is the whole row, as its scale is NaN.
 #pragma once
 
 #include "vectors.h"
@@ -85,6 +84,32 @@ inline int32_t largest(IntVec value) {
     return lanes[0];
 }
 
+// The step between two codes, if the largest of some numbers has code `most`. It is NaN if one of
+// them is infinite or NaN, and these have code 0. Numbers below 2^-100 count as zero if all are.
+struct Step {
+    float size, factor;
+
+    Step(IntVec sizes, int most) : size(0), factor(0) {
+        const int32_t peak_bits = largest(sizes);
+        float peak;
+        std::memcpy(&peak, &peak_bits, sizeof peak);
+        if (peak_bits >= 0x7f800000) {
+            size = __builtin_nanf("");
+        } else if (peak >= 0x1p-100f) {
+            size = peak / static_cast<float>(most);
+            factor = static_cast<float>(most) / peak;
+        }
+    }
+
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+    IntVec codes(Vec numbers) const {
+        const Vec rounder = splat(12582912.0f);
+        const Vec rounded = numbers * splat(factor) + rounder;
+        const IntVec codes = reinterpret_cast<IntVec>(rounded) - reinterpret_cast<IntVec>(rounder);
+        return rounded == rounded ? codes : IntVec{};
+    }
+};
+
 // Write a row. `each(visit)` calls `visit(i, entries)` for each register of its entries, or, where
 // it has fewer left, `visit(i, entries, rest)`; the other lanes are 0.
 template <class Each>
@@ -101,27 +126,16 @@ inline void store_row(char* row, int64_t, Each each, Bf16) {
     });
 }
 
-// Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
 template <class Each>
 inline void store_row(char* row, int64_t head_dim, Each each, Int8) {
     IntVec sizes = {};
     each([&sizes](int64_t, Vec entries, auto...) { sizes = larger_size(entries, sizes); });
-    const int32_t peak_bits = largest(sizes);
-    float peak, factor = 0, scale = 0;
-    std::memcpy(&peak, &peak_bits, sizeof peak);
-    if (peak_bits >= 0x7f800000) {
-        scale = __builtin_nanf("");
-    } else if (peak >= 0x1p-120f) {
-        factor = 127.0f / peak;
-        scale = peak / 127.0f;
-    }
+    const Step step(sizes, 127);
     each([=](int64_t i, Vec entries, auto... rest) {
-        const Vec rounded = entries * splat(factor) + splat(12582912.0f);
-        const ByteVec codes =
-            __builtin_convertvector(reinterpret_cast<IntVec>(rounded) & 255, ByteVec);
+        const ByteVec codes = __builtin_convertvector(step.codes(entries), ByteVec);
         store(reinterpret_cast<int8_t*>(row) + i, codes, rest...);
     });
-    std::memcpy(row + head_dim, &scale, sizeof scale);
+    std::memcpy(row + head_dim, &step.size, sizeof step.size);
 }
 
 }  // namespace
