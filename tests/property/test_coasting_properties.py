@@ -70,7 +70,7 @@ def snapshot(engine: Engine) -> list[Any]:
             tuple(request.token_ids),
             request.num_computed_tokens,
             kv.table(request.request_id).ids.tolist(),
-            kv.next_full(request.request_id),
+            kv.table(request.request_id).capacity_tokens,
         )
         for request in scheduler.running
     ]

@@ -10,6 +10,7 @@ prefix hits and recomputation after a preemption are all this one rule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -133,7 +134,7 @@ class Request:
     def __init__(
         self,
         request_id: RequestId,
-        prompt_token_ids: list[int],
+        prompt_token_ids: Sequence[int],
         sampling: SamplingParams,
         *,
         max_num_tokens: int,

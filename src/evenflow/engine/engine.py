@@ -234,7 +234,7 @@ class Engine:
         for index, own_id in enumerate(ids):
             request = Request(
                 own_id,
-                list(prompt_token_ids),
+                prompt_token_ids,
                 params,
                 max_num_tokens=max_num_tokens,
                 arrival_s=now_s if arrival_s is None else arrival_s,

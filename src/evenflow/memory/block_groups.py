@@ -23,7 +23,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 
 from evenflow.core.errors import IntegrityError
@@ -99,6 +99,16 @@ class BlockGroups:
             self.num_reserved += extent.length
         self._use(table, num_blocks)
 
+    def begin_blocks(self, tables: Iterable[BlockTable]) -> None:
+        """Let each table use one block more, which must be available; the same as `extend`."""
+        for table in tables:
+            num_blocks = table.num_used_blocks + 1
+            if num_blocks <= table.num_blocks:
+                table.use(num_blocks)
+                self.num_reserved -= 1
+            else:
+                self.extend(table, num_blocks, num_sharing=len(self.tables) + 1)
+
     def take(self, need: int, group_blocks: int = 0) -> list[Extent]:
         """Take `need` blocks, which must be available, or a longer run.
 
@@ -114,7 +124,7 @@ class BlockGroups:
         """Give back a table, last block first, so that a prefix outlives what follows it."""
         table = self.tables.pop(request_id)
         self.num_reserved -= table.num_reserved_blocks
-        self._pool.release(reversed(table.ids.tolist()))
+        self._pool.release_extents(reversed(table.extents))
 
     def check_integrity(self, pinned: Mapping[BlockId, int] | None = None) -> None:
         """Recount references and tails from the tables.

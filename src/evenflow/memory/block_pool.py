@@ -151,6 +151,16 @@ class BlockPool:
         for extent in coalesce(sorted(emptied)):
             self._allocator.free(extent)
 
+    def release_extents(self, extents: Iterable[Extent]) -> None:
+        """Drop one reference to each block of extents, the last block of each first."""
+        for extent in extents:
+            start, stop = extent.start, extent.stop
+            if self._cache or self._ref_counts[start:stop] != [1] * extent.length:
+                self.release(reversed(extent.block_ids))
+            else:  # all become empty
+                self._ref_counts[start:stop] = [0] * extent.length
+                self._allocator.free(extent)
+
     def register(self, content: BlockHash, block_id: BlockId) -> None:
         """Let a held, full block be found by its content, unless another block already is."""
         self._eviction.access(content)

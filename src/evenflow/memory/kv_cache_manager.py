@@ -214,6 +214,10 @@ class KVCacheManager:
         self._groups.extend(table, num_blocks, num_sharing=len(self._tables) + 1)
         return True
 
+    def begin_blocks(self, tables: Iterable[BlockTable]) -> None:
+        """Let each table use one block more; so many must be available."""
+        self._groups.begin_blocks(tables)
+
     def prepare_write(
         self, request_id: RequestId, first_token: int, num_tokens: int
     ) -> list[tuple[BlockId, BlockId]] | None:
@@ -256,10 +260,6 @@ class KVCacheManager:
         full: list[BlockId] = self._tables[request_id].ids[start:stop].tolist()
         self._prefixes.register(request, start, full)
         self._next_full[request_id] = self._next_full_after(stop)
-
-    def next_full(self, request_id: RequestId) -> int:
-        """Return with how many computed tokens `commit` will next have something to register."""
-        return self._next_full[request_id]
 
     def free(self, request_id: RequestId) -> None:
         """Let go of all there is of a request, be it only the memory of having looked.

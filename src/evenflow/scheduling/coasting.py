@@ -25,11 +25,10 @@ It rests on what every policy promises: a running request that lacks one token g
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import Counter, deque
 from heapq import heappop, heappush
 
-from evenflow.core.errors import IntegrityError
 from evenflow.core.ids import TenantId
 from evenflow.core.request import Request
 from evenflow.core.status import RequestStatus
@@ -40,10 +39,9 @@ from evenflow.scheduling.scheduler import Scheduler
 _ANY_TIME_S = 0.0  # for policies whose ranks do not change with time
 
 _Place = tuple[RankKey, int]
-# (step, is it after it or before, the request's place, is it the end, request); before a step
-# blocks are begun, and after it full ones are made known.
-_Event = tuple[int, bool, _Place, bool, Request]
-_Stop = tuple[int] | tuple[int, bool]
+# (the request's place, is it the end, request): a block is begun before a step, or full after it,
+# or the request ends with it.
+_Event = tuple[_Place, bool, Request]
 
 
 class Coast:
@@ -77,8 +75,11 @@ class Coast:
         self._base: dict[Request, int] = {}  # step n computes token `base + n`
         self._num_of_tenant: Counter[TenantId] = Counter()
         self._num_charged = 0  # steps whose tokens tenants are charged for
-        self._events: list[_Event] = []  # a heap
-        self._ends: list[int] = []  # a heap of steps
+        # By step modulo the size of a block: that many steps are between two blocks of a request.
+        self._begins: list[list[_Event]] = [[] for _ in range(scheduler.kv.block_size)]
+        self._fulls: list[list[_Event]] = [[] for _ in range(scheduler.kv.block_size)]
+        self._ends: list[tuple[int, _Event]] = []  # a heap by step
+        self._num_over = 0  # steps for which all that was done
         # What is left to do after a single step, in order, and where each request stands in that.
         self._due: deque[_Event] | None = None
         self._places: dict[Request, int] = {}
@@ -93,18 +94,21 @@ class Coast:
         is_behind = request.num_computed_tokens + 1 < num_tokens
         if is_behind or num_tokens == request.num_tokens_when_admitted:
             return
-        kv, place = self._scheduler.kv, self._place(request)
+        place = self._place(request)
         self._base[request] = base = num_tokens - 1 - self._step
         self._num_of_tenant[request.tenant_id] += 1
         self.num_context_tokens += num_tokens
-        first_short = kv.table(request.request_id).capacity_tokens + 1
-        heappush(self._events, (first_short - base, False, place, False, request))
-        if kv.enable_prefix_caching:
-            next_full = kv.next_full(request.request_id)
-            heappush(self._events, (next_full - base, True, place, False, request))
-        end = request.max_num_tokens - 1 - base
-        heappush(self._events, (end, True, place, True, request))
-        heappush(self._ends, end)
+        for events in self._blocks_of(base):
+            insort(events, (place, False, request))
+        heappush(self._ends, (request.max_num_tokens - 1 - base, (place, True, request)))
+
+    def _blocks_of(self, base: int) -> list[list[_Event]]:
+        """Return where it stands when the blocks of a request begin, and fill if that matters."""
+        kv = self._scheduler.kv
+        begins = self._begins[(1 - base) % kv.block_size]
+        if not kv.enable_prefix_caching:
+            return [begins]
+        return [begins, self._fulls[-base % kv.block_size]]
 
     def max_steps(self) -> int:
         """Return how many steps from now on are alike, the one in which somebody ends included."""
@@ -115,7 +119,7 @@ class Coast:
             _may_coast(scheduler) and stands_still(scheduler)
         ):
             return 0
-        return self._steps_within_memory(self._ends[0] - self._step)
+        return self._steps_within_memory(self._ends[0][0] - self._step)
 
     def take(self, num_steps: int, now_s: float) -> list[Request]:
         """Take steps that are alike, and return who ended in the last one.
@@ -128,10 +132,10 @@ class Coast:
             IntegrityError: there was not enough memory.
         """
         self._advance(num_steps)
-        if self._ends[0] == self._step:
-            self._run_until((self._step,), now_s)
+        if self._ends[0][0] == self._step:
+            self._run(self._step - 1, now_s)
             self._note_peak()
-        self._run_until((self._step + 1,), now_s)
+        self._run(self._step, now_s)
         self._note_peak()
         self._charge(self._step)
         return self._take_ended()
@@ -146,7 +150,7 @@ class Coast:
         residents.coasting = set(self._base)
         residents.num_coasting_tokens = self.num_context_tokens - len(self._base)
         if self._steps_within_memory(1):
-            self._run_until((self._step + 1, True), _ANY_TIME_S)  # nobody ends in it
+            self._begin_blocks(self._step + 1)
             residents.before_look = self._land_before_look
         else:
             self.land()  # the scheduler has to see who needs room
@@ -157,7 +161,7 @@ class Coast:
         """The single step is over: return who ended of those who coasted beside it."""
         scheduler = self._scheduler
         for event in self._after_single():
-            self._happen(event, now_s)
+            self._happen(event, self._step, now_s)
         self._due = None
         self._charge(self._step)
         scheduler.residents.coasting = set()
@@ -197,13 +201,14 @@ class Coast:
         """In a single step it is the turn of a request that does not coast."""
         due = self._after_single()
         while due and self._places[due[0][-1]] < self._places[request]:
-            self._happen(due.popleft(), now_s)
+            self._happen(due.popleft(), self._step, now_s)
 
     def _after_single(self) -> deque[_Event]:
         """Return what is left to do after a single step, in the order in which it was planned."""
         if self._due is None:
             self._drop_preempted()
-            due = [event for event in self._pop((self._step + 1,)) if event[-1] in self._base]
+            self._num_over = self._step
+            due = [event for event in self._due_after(self._step) if event[-1] in self._base]
             running = self._scheduler.running if due else ()
             self._places = places = {request: place for place, request in enumerate(running)}
             self._due = deque(sorted(due, key=lambda event: (places[event[-1]], event)))
@@ -216,52 +221,48 @@ class Coast:
             for request in self._base.keys() - scheduler.plan.coasting:
                 self._leave(request)
 
-    def _run_until(self, stop: _Stop, now_s: float) -> None:
-        """Do what single steps would have done by now.
+    def _run(self, last_step: int, now_s: float) -> None:
+        """Do what single steps would have done, up to a step that is over at a time."""
+        begins, fulls, ends = self._begins, self._fulls, self._ends
+        for step in range(self._num_over + 1, last_step + 1):
+            phase = step % len(begins)
+            if begins[phase]:
+                self._begin_blocks(step)
+            if fulls[phase] or ends[0][0] == step:
+                for event in self._by_rank(step, self._due_after(step)):
+                    self._happen(event, step, now_s)
+        self._num_over = last_step
 
-        Args:
-            stop: before which events to stop.
-            now_s: when the last step is over.
-        """
-        events, ranks_tenants = self._events, self._scheduler.policy.ranks_tenants
-        while events and events[0] < stop:
-            if not ranks_tenants:
-                self._happen(heappop(events), now_s)
-                continue
-            step, is_after, *_ = events[0]
-            self._charge(step - 1)
-            for event in self._by_rank(self._pop((step + 1,) if is_after else (step, True))):
-                self._happen(event, now_s)
+    def _begin_blocks(self, step: int) -> None:
+        """Give a block to each of those who begin one in a step."""
+        kv = self._scheduler.kv
+        events = self._by_rank(step, self._begins[step % kv.block_size])
+        kv.begin_blocks([kv.table(request.request_id) for _, _, request in events])
 
-    def _pop(self, stop: _Stop) -> list[_Event]:
-        """Take out the events before `stop`."""
-        events: list[_Event] = []
-        while self._events and self._events[0] < stop:
-            events.append(heappop(self._events))
-        return events
+    def _due_after(self, step: int) -> list[_Event]:
+        """Return what happens after a step, by place; who ends is expected no more."""
+        due, ends = list(self._fulls[step % len(self._fulls)]), self._ends
+        while ends and ends[0][0] == step:
+            insort(due, heappop(ends)[1])
+        return due
 
-    def _by_rank(self, events: list[_Event]) -> list[_Event]:
-        """Sort events of a step by the rank that the requests have in it."""
-        if len(events) == 1:
+    def _by_rank(self, step: int, events: list[_Event]) -> list[_Event]:
+        """Sort the events of a step by the rank that the requests have in it."""
+        policy = self._scheduler.policy
+        if len(events) < 2 or not policy.ranks_tenants:
             return events
-        keys = rank_all(self._scheduler.policy, [event[-1] for event in events], self._view)
+        self._charge(step - 1)
+        keys = rank_all(policy, [event[-1] for event in events], self._view)
         return [event for _, event in sorted(zip(keys, events, strict=True))]
 
-    def _happen(self, event: _Event, now_s: float) -> None:
-        step, is_after, place, is_end, request = event
-        if request not in self._base:
-            return
+    def _happen(self, event: _Event, step: int, now_s: float) -> None:
+        """A step is over in which a block was filled, or a request ended."""
+        _, is_end, request = event
         if is_end:
             self._end(request, now_s)
-            return
-        kv, num_tokens = self._scheduler.kv, self._base[request] + step
-        if is_after:
+        else:
             self._write(request, step)
-            kv.commit(request, num_tokens)
-        elif not kv.ensure(request.request_id, num_tokens):
-            name = request.request_id
-            raise IntegrityError(f"{name} ran out of memory where there was enough")
-        heappush(self._events, (step + kv.block_size, is_after, place, False, request))
+            self._scheduler.kv.commit(request, request.num_computed_tokens)
 
     def _end(self, request: Request, now_s: float) -> None:
         self._charge(self._step - 1)
@@ -269,12 +270,13 @@ class Coast:
         self.num_context_tokens -= len(request.token_ids)
         self._leave(request)
         self._scheduler.service.num_output_tokens[request.tenant_id] += 1  # of its last step
-        heappop(self._ends)
         self._scheduler.finish(request, RequestStatus.FINISHED_LENGTH, now_s, "length limit")
         self._ended.append(request)
 
     def _leave(self, request: Request) -> None:
-        del self._base[request]
+        place = self._place(request)
+        for events in self._blocks_of(self._base.pop(request)):
+            del events[bisect_left(events, (place,))]
         self._num_of_tenant[request.tenant_id] -= 1
         if not self._num_of_tenant[request.tenant_id]:
             del self._num_of_tenant[request.tenant_id]

@@ -18,8 +18,11 @@ def check_composition(
         IntegrityError: it did not.
     """
     missing = [len(r.token_ids) - r.num_computed_tokens for r in requests]
-    fits = len(counts) == len(missing) and all(map(le, counts, missing))
-    fits = fits and min(counts, default=0) >= 0
+    fits = counts == missing or (
+        len(counts) == len(missing)
+        and all(map(le, counts, missing))
+        and min(counts, default=0) >= 0
+    )
     total = sum(counts)
     if not fits or total > token_budget or (requests and total == 0):
         raise IntegrityError(

@@ -120,7 +120,10 @@ class Residents:
         """Give every running request room for its tokens; return how many were preempted."""
         ensure = self._kv.ensure
         before = self.num_preemptions
-        for request in self._kv.short_of_room(self.running):
+        requests = self.running
+        if self.before_look is not None:  # whoever coasts has room, and counts no token yet
+            requests = [request for request in requests if request not in self.coasting]
+        for request in self._kv.short_of_room(requests):
             while request.status is RequestStatus.RUNNING and not ensure(
                 request.request_id, len(request.token_ids)
             ):

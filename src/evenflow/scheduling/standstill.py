@@ -50,6 +50,8 @@ class Standstill:
         """Return what a request that entered has sat through, in seconds, the longest first."""
         self.note(self._reason, now_s)
         before = self._at_entry[request_id]
+        if before == self._seconds:
+            return []
         shares = [(reason, total - before[reason]) for reason, total in self._seconds.items()]
         return sorted(
             ((reason, share) for reason, share in shares if share > 0), key=lambda item: -item[1]

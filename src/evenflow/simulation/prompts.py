@@ -7,7 +7,6 @@ the same texts, and cost next to nothing to write.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import chain, repeat
 from zlib import crc32
 
 from evenflow.workloads.request import WorkloadRequest
@@ -45,7 +44,10 @@ class Prompts:
             if request.continues:
                 runs = (self._answered.get(request.session) or ()) + runs
             self._unanswered[request.session] = runs
-        return list(chain.from_iterable(repeat(token_id, count) for token_id, count in runs))
+        token_ids: list[int] = []
+        for token_id, count in runs:
+            token_ids += [token_id] * count
+        return token_ids
 
     def answer(self, session: str, token_id: int, num_tokens: int) -> None:
         """Add the answer to the prompt that was written last to what was said in a session."""

@@ -91,6 +91,24 @@ def test_extend_uses_its_own_tail_before_anything_else():
     assert memory.groups.num_reserved == 1
 
 
+def test_begin_blocks_does_what_extending_each_by_a_block_does():
+    together, alone = Memory(num_blocks=16), Memory(num_blocks=16)
+    for memory in (together, alone):
+        memory.extend(memory.table(A), 4)
+        memory.extend(memory.table(B), 2)
+    for num_blocks in (3, 4, 5, 6):
+        tables = [together.groups.tables[id_] for id_ in (B, A)]
+        together.groups.begin_blocks(tables)
+        together.groups.check_integrity()
+        alone.extend(alone.groups.tables[B], num_blocks, sharing=3)
+        alone.extend(alone.groups.tables[A], num_blocks + 2, sharing=3)
+    for id_ in (A, B):
+        table, expected = together.groups.tables[id_], alone.groups.tables[id_]
+        assert table.extents == expected.extents
+        assert table.num_used_blocks == expected.num_used_blocks
+    assert together.groups.num_reserved == alone.groups.num_reserved
+
+
 def test_extend_steals_the_end_of_the_longest_tail_when_nothing_is_free():
     memory = Memory(num_blocks=20)
     first, second = memory.table(A), memory.table(B)

@@ -50,6 +50,32 @@ def test_release_keeps_cached_blocks_as_evictable(pool):
     assert pool.find(A) == 0
 
 
+def test_release_extents_frees_only_what_nobody_else_holds(pool):
+    extents = pool.allocate(4)
+    pool.share(ids(2))
+    pool.release_extents(extents)
+    assert [pool.ref_count(b) for b in ids(0, 1, 2, 3)] == [0, 0, 1, 0]
+    assert pool.num_empty == 9
+    pool.release_extents([Extent(2, 1)])
+    assert pool.num_empty == 10
+
+
+def test_release_extents_keeps_cached_blocks_last_block_first(pool):
+    extents = pool.allocate(2)
+    pool.register(A, BlockId(0))
+    pool.register(B, BlockId(1))
+    pool.release_extents(extents)
+    assert (pool.num_empty, pool.num_evictable) == (8, 2)
+    pool.cool(9)
+    pool.allocate(9)
+    assert (pool.find(A), pool.find(B)) == (0, None)
+
+
+def test_release_extents_raises_when_nobody_holds_a_block(pool):
+    with pytest.raises(IntegrityError, match="block 5 is released but nobody holds it"):
+        pool.release_extents([Extent(4, 2)])
+
+
 def test_release_raises_when_nobody_holds_the_block(pool):
     with pytest.raises(IntegrityError, match="block 4 is released but nobody holds it"):
         pool.release(ids(4))

@@ -119,26 +119,28 @@ class Surface:
 
     def __call__(self, row: float, column: float) -> float:
         """Return the value at (row, column)."""
-        return self._between_rows(row, lambda curve: curve(column))
+        return self._between_rows(row, Curve.__call__, column)
 
     def values_at(self, row: float, columns: Floats) -> Floats:
         """Return the values in one row at several columns, in ascending order."""
-        return self._between_rows(row, lambda curve: curve.values_at(columns))
+        return self._between_rows(row, Curve.values_at, columns)
 
-    def _between_rows(self, row: float, value_on: Callable[[Curve], Value]) -> Value:
+    def _between_rows(
+        self, row: float, value_on: Callable[[Curve, Value], Value], column: Value
+    ) -> Value:
         rows, curves = self.rows, self._curves
         upper = bisect_right(rows, row)
         if upper == 0:
-            return value_on(curves[0])
+            return value_on(curves[0], column)
         lower = rows[upper - 1]
-        value = value_on(curves[upper - 1])
+        value = value_on(curves[upper - 1], column)
         if row == lower:
             return value
         if upper == len(rows):
             self._measured.warn(row, lower)
             return value * row / lower
         share = (row - lower) / (rows[upper] - lower)
-        return value + share * (value_on(curves[upper]) - value)
+        return value + share * (value_on(curves[upper], column) - value)
 
 
 def weighted_sum(parts: Iterable[tuple[float, Curve]], measured: Range) -> Curve:
