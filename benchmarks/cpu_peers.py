@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from evenflow.config.cache import CacheConfig
+
 from peers import converted, family, home, interpreter, signal_family
 
 Prompts = list[list[int]]
@@ -133,11 +135,17 @@ def _peak_kib(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def evenflow(model: str, *, linear: str, kv_cache_dtype: str) -> Driver:
+def evenflow(model: str, *, linear: str, kv_cache_dtype: str, num_kv_tokens: int) -> Driver:
     """Return this project under one choice of `--linear` and of `--kv-cache-dtype`."""
     name = "evenflow" if linear == "auto" else f"evenflow-{linear}"
-    settings = [f"linear={linear}", f"kv_cache_dtype={kv_cache_dtype}"]
-    return Driver(name, [sys.executable, str(_DRIVERS / "evenflow_driver.py"), model, *settings])
+    num_blocks = -(-num_kv_tokens // CacheConfig().block_size)
+    settings = {
+        "linear": linear,
+        "kv_cache_dtype": kv_cache_dtype,
+        "num_blocks_override": str(num_blocks),
+    }
+    given = [f"{setting}={value}" for setting, value in settings.items()]
+    return Driver(name, [sys.executable, str(_DRIVERS / "evenflow_driver.py"), model, *given])
 
 
 def find_peers(cache: Path, gguf: Path, max_requests: int, max_tokens: int) -> dict[str, Driver]:
