@@ -21,7 +21,6 @@ from pathlib import Path
 import psutil
 
 from evenflow.config.cache import CacheConfig
-
 from peers import converted, family, home, interpreter, signal_family
 
 Prompts = list[list[int]]
