@@ -38,6 +38,11 @@ def test_the_largest_entry_comes_back_and_zero_stays_zero() -> None:
     assert torch.equal(found[1], entries[1])
 
 
+def test_a_lone_row_is_decoded_wherever_it_lies() -> None:
+    rows = encode(torch.randn(3, 5), torch.int8)
+    assert torch.equal(decode(rows[1:2]), decode(rows)[1:2])
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_row_with_a_number_that_is_none_is_nan_and_its_neighbours_are_not(bad: float) -> None:
     entries = torch.ones(3, 4)

@@ -58,4 +58,5 @@ def decode(rows: torch.Tensor) -> torch.Tensor:
     if rows.dtype != torch.int8:
         return rows
     codes, scales = rows[..., :-_SCALE_BYTES], rows[..., -_SCALE_BYTES:]
-    return codes.float() * scales.contiguous().view(torch.float32)
+    # Memory of their own, since a view as floats must begin at a multiple of four.
+    return codes.float() * scales.clone(memory_format=torch.contiguous_format).view(torch.float32)
