@@ -2,7 +2,8 @@
 
               device   dtype               KV       attention                        steps
     CPU       cpu      float32             fp32,    cpu, reference                   recorded
-                                           bf16
+                                           bf16,
+                                           int8
     CUDA      cuda     bfloat16, float16,  the      triton, flashinfer, reference    started ahead,
                        float32             same                                      as CUDA graphs
 
