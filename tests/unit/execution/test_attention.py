@@ -239,6 +239,18 @@ def test_nan_stays_in_the_rows_that_see_it(make: Make, cases: dict[str, Case], p
     assert torch.isnan(found[100:]).all()
 
 
+def test_nan_of_a_value_shows_even_where_its_weight_is_zero(
+    make: Make, cases: dict[str, Case]
+) -> None:
+    scene = build(cases["prefill"])
+    scene.q.mul_(1000)  # scores so far apart that most weights are zero
+    expected = scene.attend(make(scene.store))
+    scene.v[100] = torch.nan
+    found = scene.attend(make(scene.store))
+    assert torch.equal(found[:100], expected[:100])
+    assert torch.isnan(found[100:]).all()
+
+
 @pytest.mark.parametrize("dtype", KV_TYPES)
 def test_bits_of_avx2_and_avx512_are_the_same(dtype: str) -> None:
     found = []

@@ -155,41 +155,50 @@ inline void interleave(const IntVec (&rows)[4], IntVec (&quads)[4]) {
 #endif
 }
 
-// Arrange the values of four keys for `add_codes`, as many entries of each as `num_runs` registers
-// have; what a value lacks is 0.
-inline void arrange_values(Entries values, int64_t head_dim, int64_t num_runs, float* to) {
-    for (int64_t run = 0; run < num_runs; ++run) {
-        const int64_t count = smaller(WIDTH, head_dim - run * WIDTH);
-        IntVec rows[4] = {}, quads[4];
-        for (int i = 0; i < 4; ++i) {
-            const char* from = values[i] + run * WIDTH;
-            if (count == WIDTH)
-                rows[i] = load_codes(from);
-            else
-                std::memcpy(&rows[i], from, static_cast<size_t>(count));
+// Arrange the values of some tiles of keys for `add_codes`, four keys at a time and as many entries
+// of each as `num_runs` registers have, and read their scales. What a value lacks is 0.
+inline void arrange_values(
+    Entries values, Range tiles, int64_t head_dim, int64_t num_runs, float* to, float* scales
+) {
+    to += tiles.first * num_runs * LANES;
+    for (int64_t key = tiles.first; key < tiles.last; key += 4) {
+        for (int i = 0; i < 4; ++i) scales[key + i] = scale_of(values[key + i], head_dim);
+        for (int64_t run = 0; run < num_runs; ++run) {
+            const int64_t count = smaller(WIDTH, head_dim - run * WIDTH);
+            IntVec rows[4] = {}, quads[4];
+            for (int i = 0; i < 4; ++i) {
+                const char* from = values[key + i] + run * WIDTH;
+                if (count == WIDTH)
+                    rows[i] = load_codes(from);
+                else
+                    std::memcpy(&rows[i], from, static_cast<size_t>(count));
+            }
+            interleave(rows, quads);
+            for (int i = 0; i < 4; ++i, to += LANES) store(to, reinterpret_cast<Vec>(quads[i]));
         }
-        interleave(rows, quads);
-        for (int i = 0; i < 4; ++i, to += LANES) store(to, reinterpret_cast<Vec>(quads[i]));
     }
 }
 
-// Round weights * scales of keys `first` to `last`, both multiples of TILE_KEYS, to codes: their
-// upper parts to `to`, the lower ones `stride` bytes behind. Returns their step.
-//
-// A weight of 0 stays 0, whatever the scale: nobody may see that key.
+// Multiply the weights of some tiles of keys by scales and round them to codes: the upper parts to
+// `to`, the lower ones `stride` bytes behind. Returns their step. What is not seen becomes 0,
+// whatever stands there.
 inline float round_weights(
-    const float* weights, const float* scales, int64_t first, int64_t last, uint8_t* to,
-    int64_t stride
+    float* weights, const float* scales, Range seen, Range tiles, uint8_t* to, int64_t stride
 ) {
-    const auto scaled = [=](int64_t key) {
-        const Vec weight = load(weights + key), product = weight * load(scales + key);
-        return weight == 0 ? Vec{} : product;
-    };
+    BitsVec lanes;
+    for (int lane = 0; lane < LANES; ++lane) lanes[lane] = static_cast<uint32_t>(lane);
+    const auto num_seen = static_cast<uint32_t>(larger(seen.last - seen.first, 0));
     IntVec sizes = {};
-    for (int64_t key = first; key < last; key += LANES) sizes = larger_size(scaled(key), sizes);
+    for (int64_t key = tiles.first; key < tiles.last; key += LANES) {
+        const BitsVec place = lanes + static_cast<uint32_t>(key - seen.first);
+        const Vec product = load(weights + key) * load(scales + key);
+        const Vec scaled = place < num_seen ? product : Vec{};
+        store(weights + key, scaled);
+        sizes = larger_size(scaled, sizes);
+    }
     const Step step(sizes, LARGEST_WEIGHT);
-    for (int64_t key = first; key < last; key += LANES) {
-        const IntVec codes = step.codes(scaled(key));
+    for (int64_t key = tiles.first; key < tiles.last; key += LANES) {
+        const IntVec codes = step.codes(load(weights + key));
         const IntVec lower = codes & ((1 << WEIGHT_SHIFT) - 1);
         store(to + key, __builtin_convertvector(codes >> WEIGHT_SHIFT, ByteVec));
         store(to + stride + key, __builtin_convertvector(lower, ByteVec));

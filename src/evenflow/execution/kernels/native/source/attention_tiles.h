@@ -28,6 +28,18 @@ constexpr int CACHE_LINE = 64;
 // Rows worked on together: with four registers of sums each, they leave some for operands.
 constexpr int TILE_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
 
+// A run of keys; empty if `last` is not behind `first`.
+struct Range {
+    int64_t first, last;
+
+    // Return what both have in common.
+    Range operator&(Range other) const {
+        return {larger(first, other.first), smaller(last, other.last)};
+    }
+    Range minus(int64_t base) const { return {first - base, last - base}; }
+    bool empty() const { return first >= last; }
+};
+
 // A number that the compiler knows.
 template <int value>
 struct Number {
@@ -286,16 +298,6 @@ inline void add_weighted(
     for (; column + 4 * LANES <= head_dim; column += 4 * LANES) add(Number<4>{}, column);
     for (; column + LANES <= head_dim; column += LANES) add(Number<1>{}, column);
     if (column < head_dim) add(Number<1>{}, column, head_dim - column);
-}
-
-// Return the largest lane.
-inline float largest(Vec value) {
-    float lanes[LANES];
-    store(lanes, value);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i)
-            lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
-    return lanes[0];
 }
 
 struct Softmax {

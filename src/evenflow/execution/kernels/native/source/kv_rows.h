@@ -74,16 +74,6 @@ inline IntVec larger_size(Vec numbers, IntVec sizes) {
     return bits > sizes ? bits : sizes;
 }
 
-// Return the largest lane.
-inline int32_t largest(IntVec value) {
-    int32_t lanes[LANES];
-    std::memcpy(lanes, &value, sizeof lanes);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i)
-            lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
-    return lanes[0];
-}
-
 // The step between two codes, if the largest of some numbers has code `most`. It is NaN if one of
 // them is infinite or NaN, and these have code 0. Numbers below 2^-100 count as zero if all are.
 struct Step {

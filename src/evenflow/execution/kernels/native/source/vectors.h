@@ -130,6 +130,17 @@ inline float sum(Vec value) {
     return lanes[0];
 }
 
+// Return the largest lane, of floats or integers.
+template <class Numbers>
+inline auto largest(Numbers value) {
+    std::decay_t<decltype(value[0])> lanes[LANES];
+    std::memcpy(lanes, &value, sizeof lanes);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i)
+            lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+    return lanes[0];
+}
+
 // Return e^x within 2 ulp for x in [-87.3, 88.3], 0 below, e^88.3 above, NaN for NaN.
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2, and e^r by its Taylor series to the seventh power (error
